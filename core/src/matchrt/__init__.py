@@ -1,0 +1,1 @@
+"""Image-matcher checkpoints to verified ONNX bundles and engines."""

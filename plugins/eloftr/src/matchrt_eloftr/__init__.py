@@ -1,0 +1,1 @@
+"""EfficientLoFTR and MatchAnything-ELoFTR for matchrt."""

@@ -1,0 +1,1 @@
+"""SuperPoint + LightGlue for matchrt."""

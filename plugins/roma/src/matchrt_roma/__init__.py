@@ -1,0 +1,1 @@
+"""RoMa and MatchAnything-RoMa for matchrt."""
