@@ -261,23 +261,45 @@ class PrecisionRule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parity:
-    """How close a converted matcher must be to its network.
+class Tolerance:
+    """|a - b| <= atol + rtol * |b| for all but the share `outliers` of the elements (integers: equal)."""
 
-    `tensor_atol`/`tensor_rtol` hold for float outputs in float32 (|a - b| <= atol + rtol * |b|); `outliers` is the share of
-    elements allowed beyond it (an argmax that flips on a tie moves a whole match). `coordinate_px` is the largest coordinate error of
-    shared matches in pixels of the original image; `shared_matches` the least share of matches that must be shared.
+    atol: float = 1e-4
+    rtol: float = 1e-4
+    outliers: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alignment:
+    """Outputs of a network that are lists in no essential order: compare row by row after pairing equal points.
+
+    `points` names the output (B, K, 2) that identifies a row, `count` the output (B,) that says how many rows are valid ("": all).
+    A row without partner counts as an outlier in every output that has the axis.
     """
 
-    tensor_atol: float = 1e-4
-    tensor_rtol: float = 1e-4
-    outliers: float = 0.0
-    coordinate_px: float = 0.01
+    points: str
+    count: str = ""
+    radius: float = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """How close a converted matcher must be to its network, on equal inputs.
+
+    `tensors` overrides `default` for outputs by name; `align` says which networks (by name) return lists.
+    `shared_matches` is the least share of matches that both ways must find, each within `coordinate_px` pixels of the original image.
+    """
+
+    default: Tolerance = Tolerance()
+    tensors: Mapping[str, Tolerance] = field(default_factory=lambda: MappingProxyType({}))
+    align: Mapping[str, Alignment] = field(default_factory=lambda: MappingProxyType({}))
+    coordinate_px: float = 0.05
     shared_matches: float = 0.99
 
 
 __all__ = [
     "API_VERSION",
+    "Alignment",
     "Axis",
     "ExampleInputs",
     "Family",
@@ -293,6 +315,7 @@ __all__ = [
     "Step",
     "Target",
     "TensorSpec",
+    "Tolerance",
     "Variant",
     "WeightsFile",
 ]
