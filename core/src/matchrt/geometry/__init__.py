@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matchrt.geometry.robust import (
-    RobustEstimate,
+    RobustFit,
     corner_error,
     find_essential,
     find_fundamental,
@@ -13,7 +13,7 @@ from matchrt.geometry.transform import ImageGeometry
 
 __all__ = [
     "ImageGeometry",
-    "RobustEstimate",
+    "RobustFit",
     "corner_error",
     "find_essential",
     "find_fundamental",

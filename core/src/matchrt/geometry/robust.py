@@ -15,7 +15,7 @@ RobustMethod = Literal["magsac", "ransac"]
 
 
 @dataclass(frozen=True, eq=False)
-class RobustEstimate:
+class RobustFit:
     """A matrix and the matches that agree with it.
 
     `matrix` is float64 (3, 3), or None where the matches determine none (too few, or degenerate). `inliers` is bool
@@ -51,7 +51,7 @@ def find_homography(
     max_iterations: int = 10_000,
     seed: int = 0,
     method: RobustMethod = "magsac",
-) -> RobustEstimate:
+) -> RobustFit:
     """The homography H that takes image 0 to image 1: [kp1, 1] ~ H [kp0, 1], with H[2, 2] = 1.
 
     `kp0` and `kp1` are matched points (N, 2) as (x, y) in pixels. Fewer than four matches, or points on one line, give
@@ -73,7 +73,7 @@ def find_homography(
         return _nothing(len(inliers), threshold_px, "the inliers lie on one line")
     if abs(estimate.matrix[2, 2]) < 1e-12:
         return _nothing(len(inliers), threshold_px, "the homography sends the origin to infinity")
-    return RobustEstimate(estimate.matrix / estimate.matrix[2, 2], inliers, threshold_px)
+    return RobustFit(estimate.matrix / estimate.matrix[2, 2], inliers, threshold_px)
 
 
 def find_fundamental(
@@ -85,7 +85,7 @@ def find_fundamental(
     max_iterations: int = 10_000,
     seed: int = 0,
     method: RobustMethod = "magsac",
-) -> RobustEstimate:
+) -> RobustFit:
     """The fundamental matrix F with [kp1, 1]ᵀ F [kp0, 1] = 0, of unit Frobenius norm.
 
     Points as in `find_homography`; at least eight matches are needed. Matches on a plane determine no unique F: one of
@@ -112,7 +112,7 @@ def find_essential(
     max_iterations: int = 10_000,
     seed: int = 0,
     method: RobustMethod = "magsac",
-) -> RobustEstimate:
+) -> RobustFit:
     """The essential matrix E with [kp1, 1]ᵀ K1⁻ᵀ E K0⁻¹ [kp0, 1] = 0, of unit Frobenius norm.
 
     Points as in `find_homography`, in pixels; `K0` and `K1` are the cameras' (3, 3) matrices. At least five matches are
@@ -151,7 +151,7 @@ def corner_error(H: ArrayLike | None, H_true: ArrayLike, size: tuple[int, int]) 
 
 def _estimate(
     fit: Any, kp0: NDArray[np.float64], kp1: NDArray[np.float64], *, minimum: int, threshold_px: float
-) -> RobustEstimate:
+) -> RobustFit:
     import cv2
 
     count = len(kp0)
@@ -172,7 +172,7 @@ def _estimate(
     inliers[finite] = mask.ravel() != 0
     if inliers.sum() < minimum:
         return _nothing(count, threshold_px, f"the best model has {int(inliers.sum())} inliers, fewer than {minimum}")
-    return RobustEstimate(matrix.astype(np.float64), inliers, threshold_px)
+    return RobustFit(matrix.astype(np.float64), inliers, threshold_px)
 
 
 def _parameters(
@@ -203,14 +203,14 @@ def _parameters(
     return parameters
 
 
-def _unit(estimate: RobustEstimate) -> RobustEstimate:
+def _unit(estimate: RobustFit) -> RobustFit:
     if estimate.matrix is None:
         return estimate
-    return RobustEstimate(estimate.matrix / np.linalg.norm(estimate.matrix), estimate.inliers, estimate.threshold_px)
+    return RobustFit(estimate.matrix / np.linalg.norm(estimate.matrix), estimate.inliers, estimate.threshold_px)
 
 
-def _nothing(count: int, threshold_px: float, reason: str) -> RobustEstimate:
-    return RobustEstimate(None, np.zeros(count, dtype=np.bool_), threshold_px, reason)
+def _nothing(count: int, threshold_px: float, reason: str) -> RobustFit:
+    return RobustFit(None, np.zeros(count, dtype=np.bool_), threshold_px, reason)
 
 
 def _on_one_line(points: NDArray[np.float64]) -> bool:

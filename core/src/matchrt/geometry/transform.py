@@ -22,7 +22,7 @@ class ImageGeometry:
     Sizes are (height, width). The resized image fills `valid_size` pixels of the input, its first pixel at `offset`
     (y, x); the rest is padding. `scale` is (sy, sx), network pixels for each original pixel. Points are (x, y).
     Original points always have pixel centres at integers; `pixel_centre` says where the network has them. With p in
-    the network and o in the original: o = (p - offset + 0.5) / scale - 0.5, where p is first shifted to integer centres.
+    the network, first shifted to integer centres, and o in the original: o = (p - offset + 0.5) / scale - 0.5.
     """
 
     original_size: Size
@@ -63,15 +63,18 @@ class ImageGeometry:
         scale = valid_size[0] / original_size[0], valid_size[1] / original_size[1]
         return cls(original_size, network_size or valid_size, valid_size, scale, offset, pixel_centre)
 
-    def to_original(self, points: NDArray[Any]) -> NDArray[np.float32]:
-        """Network points (N, 2) as (x, y) to original pixels, float32 (N, 2); computed in float64."""
-        scale, offset, half = self._per_axis()
-        return ((_checked(points) - half - offset + 0.5) / scale - 0.5).astype(np.float32)
+    def to_original(self, points: NDArray[Any]) -> NDArray[Any]:
+        """Network points (N, 2) as (x, y) to original pixels (N, 2).
 
-    def to_network(self, points: NDArray[Any]) -> NDArray[np.float32]:
-        """Original points (N, 2) as (x, y) to network pixels, float32 (N, 2); the inverse of `to_original`."""
+        Computed in float64; float64 points stay float64, all others become float32.
+        """
         scale, offset, half = self._per_axis()
-        return ((_checked(points) + 0.5) * scale - 0.5 + offset + half).astype(np.float32)
+        return _like(points, (_checked(points) - half - offset + 0.5) / scale - 0.5)
+
+    def to_network(self, points: NDArray[Any]) -> NDArray[Any]:
+        """Original points (N, 2) as (x, y) to network pixels (N, 2); the inverse of `to_original`, same dtypes."""
+        scale, offset, half = self._per_axis()
+        return _like(points, (_checked(points) + 0.5) * scale - 0.5 + offset + half)
 
     def inside_original(self, points: NDArray[Any]) -> NDArray[np.bool_]:
         """Which of the original points (N, 2) lie on the image's area, edges included: bool (N,)."""
@@ -90,3 +93,7 @@ def _checked(points: NDArray[Any]) -> NDArray[np.float64]:
     if points.ndim != 2 or points.shape[1] != 2:
         raise UsageError(f"points are (N, 2) as (x, y); got shape {points.shape}")
     return points.astype(np.float64)
+
+
+def _like(points: NDArray[Any], values: NDArray[np.float64]) -> NDArray[Any]:
+    return values if points.dtype == np.float64 else values.astype(np.float32)
