@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import os
 
     from matchrt.geometry.robust import RobustFit
-    from matchrt.images.read import Image
+    from matchrt.images.image import Image
     from matchrt.model import Size
 
 

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 
-from matchrt.weights.cache import weights_folder
-
 from matchrt.errors import UsageError, WeightsError
 from matchrt.model import MatcherSpec, Variant, WeightsFile
+from matchrt.weights.cache import weights_folder
 
 
 def find_weights(spec: MatcherSpec, variant: Variant, given: Mapping[str, Path]) -> dict[str, Path]:
