@@ -96,7 +96,7 @@ def packed_attention() -> Patch:
 
 
 def _packed_rows(dim: int, heads: int) -> tuple[Tensor, Tensor]:
-    """Row order and row scales (3·dim,) from (head, d, {q, k, v}) to ({q, k, v}, head, d), even before odd in q and k."""
+    """Order and scale of rows, from (head, d, {q, k, v}) to ({q, k, v}, head, d), even before odd in q and k."""
     rows = torch.arange(3 * dim).reshape(heads, dim // heads, 3).permute(2, 0, 1)  # (3, heads, d)
     halves = torch.cat((rows[..., 0::2], rows[..., 1::2]), dim=-1)
     scale = torch.ones(3, dim)

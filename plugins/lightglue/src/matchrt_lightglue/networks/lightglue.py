@@ -45,10 +45,10 @@ class LightGlue(nn.Module):
     """Matcher of two sets of described keypoints.
 
     `input_dim`: D of the descriptors (an `input_proj` exists only where it differs from `dim`). `dim`: model width.
-    `heads`: attention heads; `dim / heads` must be even. `n_layers`: self- and cross-attention layers. `add_scale_ori`:
-    keypoints carry scale and orientation (SIFT); not supported. `equal_counts`: what an export assumes of K0 and K1 when
-    their axes are dynamic; equal counts stack both images on the batch, which halves the operations. Eager runs and
-    exports with static counts look at the counts themselves.
+    `heads`: attention heads; `dim / heads` must be even. `n_layers`: self- and cross-attention layers.
+    `add_scale_ori`: keypoints carry scale and orientation (SIFT); not supported. `equal_counts`: what an export assumes
+    of K0 and K1 when their axes are dynamic; equal counts stack both images on the batch, which halves the operations.
+    Eager runs and exports with static counts look at the counts themselves.
 
     Raises `UsageError` for settings that do not fit together.
     """
@@ -82,7 +82,8 @@ class LightGlue(nn.Module):
         self.token_confidence = nn.ModuleList(TokenConfidence(dim) for _ in range(n_layers - 1))
         steps = torch.arange(n_layers, dtype=torch.float64)
         thresholds = (0.8 + 0.1 * torch.exp(-4.0 * steps / n_layers)).clamp(0, 1)
-        self.register_buffer("confidence_thresholds", thresholds.to(torch.float32))
+        self.register_buffer("confidence_thresholds", thresholds.to(torch.float32), persistent=False)
+        self.register_load_state_dict_pre_hook(_without_thresholds)
 
     def forward(
         self,
@@ -165,6 +166,11 @@ class LightGlue(nn.Module):
         cos, sin = self.posenc(normalise_keypoints(keypoints, size))
         x = self.input_proj(descriptors)
         return Points(x, cos, sin, key_bias(count, keypoints.shape[1], x.dtype))
+
+
+def _without_thresholds(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Some published states carry the early exit's thresholds and some do not; they follow from the depth."""
+    state.pop(f"{prefix}confidence_thresholds", None)
 
 
 class Points(NamedTuple):
