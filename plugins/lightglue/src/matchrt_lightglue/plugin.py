@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matchrt.hooks import hookimpl
-from matchrt.model import Alignment, ExampleInputs, MatcherSpec, Parity, Settings, Target, Tolerance, Variant
+from matchrt.model import Alignment, Axis, ExampleInputs, MatcherSpec, Parity, Settings, Target, Tolerance, Variant
 from matchrt_lightglue.spec import MATCHER_SPEC
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def weight_rules(variant: Variant) -> Sequence[Rule]:
     """From the cvg, release, Lightning, kornia and HF namings to `extractor.…` and `matcher.…`."""
     from matchrt_lightglue.weights import weight_rules as rules
 
-    return rules()
+    return rules(variant.name)
 
 
 @hookimpl
@@ -49,15 +49,30 @@ def onnx_patches(target: Target) -> Sequence[Patch]:
     """LayerNorm in explicit float32 where the opset has no operator for it."""
     from matchrt.patches import decomposed_layer_norm
 
-    return [decomposed_layer_norm()] if target.opset < 17 else []
+    from matchrt_lightglue.patches import packed_attention
+
+    return [packed_attention(), *([decomposed_layer_norm()] if target.opset < 17 else [])]
 
 
 @hookimpl
 def example_inputs(variant: Variant, settings: Settings) -> Mapping[str, ExampleInputs]:
     """Two pairs of seeded inputs; batch and, without a fixed size, height and width stay dynamic."""
+    from matchrt_lightglue.examples import ExampleSettings
     from matchrt_lightglue.examples import example_inputs as examples
 
-    return examples(variant.name, settings)
+    found = examples(
+        variant.name, ExampleSettings(max_keypoints=settings.integer("keypoints"), size=settings.size("size"))
+    )
+    return {
+        name: ExampleInputs(
+            tensors=e.inputs,
+            dynamic={
+                n: {i: Axis(name=a.name, min=a.min, opt=a.opt, max=a.max, divisor=a.divisor) for i, a in axes.items()}
+                for n, axes in e.axes.items()
+            },
+        )
+        for name, e in found.items()
+    }
 
 
 @hookimpl

@@ -10,8 +10,8 @@ from matchrt.images.image import Image
 from matchrt.images.resize import pad_bottom_right, resize_antialiased, size_for_long_side
 from matchrt.model import Settings, Size
 
-SMALLEST = 8
-"""The extractor needs one whole cell; smaller inputs are padded to it and give no keypoints."""
+CELL = 8
+"""Inputs are padded to whole cells at the bottom and right; the extractor masks the padding, so it changes nothing."""
 
 
 def preprocess_pair(
@@ -34,7 +34,7 @@ def _preprocess(image: Image, settings: Settings) -> tuple[dict[str, np.ndarray]
     fixed = settings.size("size")
     valid = _valid_size(image.size, settings, fixed)
     grey = resize_antialiased(to_grey_float(image.pixels), valid)
-    network_size = fixed or (max(valid[0], SMALLEST), max(valid[1], SMALLEST))
+    network_size = fixed or (-(-valid[0] // CELL) * CELL, -(-valid[1] // CELL) * CELL)
     padded, _ = pad_bottom_right(grey, network_size)
     geometry = ImageGeometry.from_resize(image.size, valid, network_size)
     return {
