@@ -188,13 +188,38 @@ FULL = Variant(
     ),
 )
 
+MINI = Variant(
+    name="mini",
+    description="the same layers, smaller, with weights of the project's own (see MODEL_CARD.md)",
+    weights=(
+        WeightsFile(
+            role="",
+            url="",
+            package="matchrt_lightglue.data.mini",
+            filename="lightglue_mini.safetensors",
+            format="safetensors",
+            licence="Apache-2.0",
+            free_licence=True,
+        ),
+        WeightsFile(
+            role="extractor",
+            url="",
+            package="matchrt_lightglue.data.mini",
+            filename="superpoint_mini.safetensors",
+            format="safetensors",
+            licence="Apache-2.0",
+            free_licence=True,
+        ),
+    ),
+)
+
 MATCHER_SPEC = MatcherSpec(
     id="superpoint-lightglue",
     title="SuperPoint + LightGlue",
     family=Family.SPARSE,
     licence="Apache-2.0",
     paper="arXiv:1712.07629, arXiv:2306.13643",
-    variants=(FULL,),
+    variants=(FULL, MINI),
     networks=(EXTRACTOR, MATCHER),
     steps=STEPS,
     settings=SETTINGS,
