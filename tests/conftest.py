@@ -25,7 +25,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 def run_cli() -> Cli:
     """Run `matchrt ARGS…` in a process of its own."""
 
-    def run(*args: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *args: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "matchrt", *map(str, args)],
             capture_output=True,

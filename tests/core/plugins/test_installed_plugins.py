@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 _spec = importlib.util.spec_from_file_location("plugin_packages", Path(__file__).with_name("plugin_packages.py"))
-assert _spec and _spec.loader
+assert _spec is not None
+assert _spec.loader is not None
 packages = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(packages)
 

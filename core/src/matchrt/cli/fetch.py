@@ -7,6 +7,7 @@ import click
 from matchrt.cli.output import json_option, print_facts, print_json, progress_bars
 from matchrt.errors import EnvironmentLackError
 from matchrt.model import MatcherSpec, Variant, WeightsFile
+from matchrt.progress import Progress, stage
 
 
 @click.command("fetch")
@@ -14,7 +15,7 @@ from matchrt.model import MatcherSpec, Variant, WeightsFile
 @click.option(
     "--accept-licence", is_flag=True, help="You have read the licence shown and may use the weights under it."
 )
-@click.option("--offline", is_flag=True, envvar="MATCHRT_OFFLINE", help="Do not touch the network.")
+@click.option("--offline", is_flag=True, help="Do not touch the network (also MATCHRT_OFFLINE=1).")
 @json_option
 def command(matcher: str, accept_licence: bool, offline: bool, as_json: bool) -> None:
     """Download a matcher's published weights into the cache; resumes, and checks the sha256.
@@ -35,7 +36,7 @@ def command(matcher: str, accept_licence: bool, offline: bool, as_json: bool) ->
     elif not wanted:
         click.echo(f"{spec.id}:{variant.name} ships with its package; there is nothing to fetch")
     else:
-        print_facts([(r["role"], f"{r['path']}  sha256 {r['sha256']}  ({r['licence']})") for r in results])
+        print_facts([(str(r["role"]), f"{r['path']}  sha256 {r['sha256']}  ({r['licence']})") for r in results])
 
 
 def _consent(spec: MatcherSpec, variant: Variant, files: list[WeightsFile], accepted: bool) -> None:
@@ -50,5 +51,27 @@ def _consent(spec: MatcherSpec, variant: Variant, files: list[WeightsFile], acce
         )
 
 
-def _fetch(spec: MatcherSpec, file: WeightsFile, offline: bool, progress: object) -> dict[str, object]:
-    raise NotImplementedError
+def _fetch(spec: MatcherSpec, file: WeightsFile, offline: bool, progress: Progress) -> dict[str, object]:
+    from matchrt.weights.fetch import fetch
+    from matchrt.weights.locate import fetched_path
+
+    known = 0
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal known
+        progress.advance(done - known, f"{done / 1e6:.1f} of {total / 1e6:.1f} MB" if total else f"{done / 1e6:.1f} MB")
+        known = done
+
+    with stage(progress, file.filename, file.size):
+        fetched = fetch(
+            file.url, fetched_path(spec, file), sha256=file.sha256, size=file.size, progress=report, offline=offline
+        )
+    return {
+        "role": file.role or "main",
+        "path": str(fetched.path),
+        "sha256": fetched.sha256,
+        "size": fetched.size_bytes,
+        "held_to": fetched.trust,
+        "downloaded": fetched.downloaded,
+        "licence": file.licence,
+    }

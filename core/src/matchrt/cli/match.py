@@ -64,7 +64,7 @@ def command(
     _check_draw(draw)
     settings = {**file_settings(config), **parse_assignments(assignments, threshold=threshold)}
     begin = time.perf_counter()
-    matcher = load(bundle, backend=backend, precision=precision, provider=provider, threads=threads, **settings)
+    matcher = load(bundle, backend=backend, precision=precision, provider=provider, threads=threads, settings=settings)
     loaded = time.perf_counter() - begin
     if show_settings:
         explain(matcher.settings)

@@ -33,7 +33,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], title:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*[Text(str(cell)) for cell in row])
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, 160)

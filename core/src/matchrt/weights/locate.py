@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matchrt.errors import UsageError, WeightsError
 from matchrt.model import MatcherSpec, Variant, WeightsFile
-from matchrt.weights.cache import weights_folder
+from matchrt.weights.fetch import cache_folder
 
 
 def find_weights(spec: MatcherSpec, variant: Variant, given: Mapping[str, Path]) -> dict[str, Path]:
@@ -43,4 +43,4 @@ def shipped_or_fetched(spec: MatcherSpec, file: WeightsFile) -> Path | None:
 
 def fetched_path(spec: MatcherSpec, file: WeightsFile) -> Path:
     """Where `matchrt fetch` puts `file`."""
-    return weights_folder() / spec.id / file.filename
+    return cache_folder() / spec.id / file.filename

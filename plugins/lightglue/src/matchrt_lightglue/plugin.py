@@ -48,7 +48,6 @@ def build_network(variant: Variant, settings: Settings) -> torch.nn.Module:
 def onnx_patches(target: Target) -> Sequence[Patch]:
     """LayerNorm in explicit float32 where the opset has no operator for it."""
     from matchrt.patches import decomposed_layer_norm
-
     from matchrt_lightglue.patches import packed_attention
 
     return [packed_attention(), *([decomposed_layer_norm()] if target.opset < 17 else [])]

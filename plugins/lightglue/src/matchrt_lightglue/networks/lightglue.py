@@ -83,7 +83,7 @@ class LightGlue(nn.Module):
         steps = torch.arange(n_layers, dtype=torch.float64)
         thresholds = (0.8 + 0.1 * torch.exp(-4.0 * steps / n_layers)).clamp(0, 1)
         self.register_buffer("confidence_thresholds", thresholds.to(torch.float32), persistent=False)
-        self.register_load_state_dict_pre_hook(_without_thresholds)
+        self.register_load_state_dict_pre_hook(_without_thresholds)  # type: ignore[no-untyped-call]
 
     def forward(
         self,
