@@ -25,7 +25,8 @@ def join(parts: Sequence[torch.Tensor], axis: int, layout: Interleave | None) ->
         raise ValueError("interleaved parts need the same number of rows")
     rows, rest = rows_first[0].shape[0], rows_first[0].shape[1:]
     dim = _head_size(rows, layout.heads)
-    stacked = torch.stack(rows_first).reshape(len(parts), layout.heads, dim, *rest)
+    # cat, not stack: on the meta device (see `fit`) stack imports a thousand modules first.
+    stacked = torch.cat([part.unsqueeze(0) for part in rows_first]).reshape(len(parts), layout.heads, dim, *rest)
     order = [("part", "head", "dim").index(word) for word in layout.order.split()]
     joined = stacked.permute(*order, *range(3, stacked.ndim)).reshape(len(parts) * rows, *rest)
     return torch.movedim(joined, 0, axis).contiguous()
