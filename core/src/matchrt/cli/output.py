@@ -55,7 +55,7 @@ def warn(message: str) -> None:
 @contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Progress]:
     """Progress on stderr, if that is a terminal; otherwise silence."""
-    if quiet or not click.get_text_stream("stderr").isatty():
+    if quiet or not click.get_text_stream("stderr").isatty():  # type: ignore[operator]
         yield Silent()
         return
     from rich.console import Console
