@@ -26,7 +26,9 @@ def test_the_report_sees_a_heavy_import() -> None:
     assert loaded_by("import cv2") == ["cv2"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["models"], ["models", "--json"], ["plugins"], ["plugins", "--json"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["models"], ["models", "--json"], ["plugins"], ["plugins", "--json"]]
+)
 def test_listing_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_by(f"from matchrt.cli import run; assert run({arguments!r}) == 0") == []
 
