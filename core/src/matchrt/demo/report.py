@@ -14,13 +14,26 @@ from matchrt.demo.run import DemoPair, DemoResult
 from matchrt.files.atomic import atomic_write_text
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #1b1d22; background: #fafafa }
-h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2.2rem }
-p.lead { color: #555; margin-top: 0 } img { max-width: 100%; border-radius: 6px; display: block }
-table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums } td, th { padding: .25rem .9rem .25rem 0; text-align: left;
-border-bottom: 1px solid #ddd; vertical-align: top } th { font-weight: 600; color: #444 } code, pre { font: 13px/1.45 ui-monospace, monospace }
-.good { color: #12722f; font-weight: 600 } .bad { color: #b3261e; font-weight: 600 }
-@media (prefers-color-scheme: dark) { body { background: #15171b; color: #e4e6ea } td, th { border-color: #333 } p.lead, th { color: #aab } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem;
+       color: #1b1d22; background: #fafafa }
+h1 { font-size: 1.5rem; margin-bottom: .2rem }
+h2 { font-size: 1.1rem; margin-top: 2.2rem }
+p.lead { color: #555; margin-top: 0 }
+img { max-width: 100%; border-radius: 6px; display: block }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums }
+td, th { padding: .25rem .9rem .25rem 0; text-align: left; border-bottom: 1px solid #ddd; vertical-align: top }
+th { font-weight: 600; color: #444 }
+code, pre { font: 13px/1.45 ui-monospace, monospace }
+pre { margin: 0 }
+.good { color: #12722f; font-weight: 600 }
+.bad { color: #b3261e; font-weight: 600 }
+@media (prefers-color-scheme: dark) {
+  body { background: #15171b; color: #e4e6ea }
+  td, th { border-color: #333 }
+  p.lead, th { color: #aab }
+  .good { color: #6fd08c }
+  .bad { color: #ff8a80 }
+}
 """
 
 
