@@ -63,9 +63,7 @@ def weight_rules(variant: str) -> tuple[Rule, ...]:
 
 def extractor_rules() -> tuple[Rule, ...]:
     """SuperPoint's namings to `extractor.conv1a.weight` and so on."""
-    published = (
-        Rename.prefix(f"{old}.", f"extractor.{new}.") for old, new in _HF_EXTRACTOR.items()
-    )
+    published = (Rename.prefix(f"{old}.", f"extractor.{new}.") for old, new in _HF_EXTRACTOR.items())
     flat = Rename.pattern(r"(?P<name>conv([1-4]|P|D)[ab]\..+)", "extractor.{name}")
     return (Rename.prefix("keypoint_detector.", ""), *published, flat)
 
