@@ -184,6 +184,28 @@ def test_matcher_with_two_free_counts(mini_matcher: LightGlue, make_pair: MakePa
         assert_same_matches(model, mini_matcher, pair, least=0 if 1 in counts else 50)
 
 
+@pytest.mark.rtx
+@pytest.mark.parametrize("name", ["extractor", "matcher"])
+def test_a_tensorrt_builder_accepts_the_graph(
+    mini_extractor: SuperPoint, mini_matcher: LightGlue, tmp_path: Path, name: str
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    example = example_inputs("mini", ExampleSettings(max_keypoints=200, size=(96, 128), batch=1))[name]
+    network = {"extractor": mini_extractor, "matcher": mini_matcher}[name]
+    patches = [packed_attention(), decomposed_layer_norm()]
+    model = export(network, example, tmp_path / "model.onnx", opset=16, patches=patches)
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    definition = builder.create_network()
+    parser = trt.OnnxParser(definition, logger)
+    assert parser.parse(model.SerializeToString()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    engine = builder.build_serialized_network(definition, builder.create_builder_config())
+    assert engine is not None
+    assert engine.nbytes > 10_000
+    names = [definition.get_output(i).name for i in range(definition.num_outputs)]
+    assert names == list(example.outputs)
+
+
 @pytest.mark.slow
 def test_full_size(
     matcher: LightGlue,
