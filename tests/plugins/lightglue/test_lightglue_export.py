@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matchrt.patches import Patch, apply_patches, decomposed_layer_norm
+from matchrt.patches import Patch, apply_patches, decomposed_layer_norm, layer_norm_patches
 from matchrt_lightglue.examples import Example, ExampleSettings, example_inputs
 from matchrt_lightglue.networks import LightGlue, SuperPoint
 from matchrt_lightglue.patches import packed_attention
@@ -151,7 +151,7 @@ def test_matcher(mini_matcher: LightGlue, make_pair: MakePair, tmp_path: Path, o
     free = opset >= 18
     settings = ExampleSettings(keypoints_vary=True) if free else ExampleSettings(max_keypoints=100, batch=1)
     example = example_inputs("mini", settings)["matcher"]
-    patches = [packed_attention()] if free else [packed_attention(), decomposed_layer_norm()]
+    patches = [packed_attention(), *layer_norm_patches(opset)]
     model = export(mini_matcher, example, tmp_path / "matcher.onnx", opset=opset, patches=patches)
     found, layers = operators(model), MINI.n_layers
     assert not FORBIDDEN & found.keys()
