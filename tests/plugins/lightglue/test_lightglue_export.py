@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from matchrt.patches import Patch, apply_patches, decomposed_layer_norm
+from matchrt.patches import Patch, apply_patches, decomposed_layer_norm, layer_norm_patches
 from matchrt_lightglue.examples import Example, ExampleSettings, example_inputs
 from matchrt_lightglue.networks import LightGlue, SuperPoint
 from matchrt_lightglue.patches import packed_attention
@@ -151,7 +151,7 @@ def test_matcher(mini_matcher: LightGlue, make_pair: MakePair, tmp_path: Path, o
     free = opset >= 18
     settings = ExampleSettings(keypoints_vary=True) if free else ExampleSettings(max_keypoints=100, batch=1)
     example = example_inputs("mini", settings)["matcher"]
-    patches = [packed_attention()] if free else [packed_attention(), decomposed_layer_norm()]
+    patches = [packed_attention(), *layer_norm_patches(opset)]
     model = export(mini_matcher, example, tmp_path / "matcher.onnx", opset=opset, patches=patches)
     found, layers = operators(model), MINI.n_layers
     assert not FORBIDDEN & found.keys()
@@ -182,6 +182,28 @@ def test_matcher_with_two_free_counts(mini_matcher: LightGlue, make_pair: MakePa
     for counts in [(90, 140), (140, 90), (60, 60), (1, 30)]:
         pair = make_pair(*counts, batch=2, dim=MINI.descriptor_dim)
         assert_same_matches(model, mini_matcher, pair, least=0 if 1 in counts else 50)
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("name", ["extractor", "matcher"])
+def test_a_tensorrt_builder_accepts_the_graph(
+    mini_extractor: SuperPoint, mini_matcher: LightGlue, tmp_path: Path, name: str
+) -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    example = example_inputs("mini", ExampleSettings(max_keypoints=200, size=(96, 128), batch=1))[name]
+    network = {"extractor": mini_extractor, "matcher": mini_matcher}[name]
+    patches = [packed_attention(), decomposed_layer_norm()]
+    model = export(network, example, tmp_path / "model.onnx", opset=16, patches=patches)
+    logger = trt.Logger(trt.Logger.ERROR)
+    builder = trt.Builder(logger)
+    definition = builder.create_network()
+    parser = trt.OnnxParser(definition, logger)
+    assert parser.parse(model.SerializeToString()), [str(parser.get_error(i)) for i in range(parser.num_errors)]
+    engine = builder.build_serialized_network(definition, builder.create_builder_config())
+    assert engine is not None
+    assert engine.nbytes > 10_000
+    names = [definition.get_output(i).name for i in range(definition.num_outputs)]
+    assert names == list(example.outputs)
 
 
 @pytest.mark.slow
