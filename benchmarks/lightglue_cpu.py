@@ -78,31 +78,19 @@ def model_path(folder: Path, case: str) -> Path:
 
 def export(folder: Path) -> None:
     """Write both networks as ONNX files with dynamic shapes."""
-    import torch
-
+    from matchrt.export.onnx_export import export_network, save_model
+    from matchrt.model import Target
     from matchrt.patches import apply_patches
     from matchrt_lightglue.examples import ExampleSettings, example_inputs
     from matchrt_lightglue.patches import packed_attention
+    from matchrt_lightglue.spec import EXTRACTOR, MATCHER
 
-    for name, example in example_inputs("superpoint", ExampleSettings(KEYPOINTS, keypoints_vary=True)).items():
-        net = network(name)
-        shapes = tuple(
-            {i: torch.export.Dim(axis.name, min=axis.min, max=axis.max) for i, axis in example.axes[key].items()}
-            for key in example.inputs
-        )
-        with torch.no_grad(), apply_patches(net, [packed_attention()] if name == "matcher" else []):
-            torch.onnx.export(
-                net,
-                tuple(torch.from_numpy(a) for a in example.inputs.values()),
-                model_path(folder, name),
-                input_names=list(example.inputs),
-                output_names=list(example.outputs),
-                opset_version=20,
-                dynamic_shapes=shapes,
-                dynamo=True,
-                external_data=False,
-                verbose=False,
-            )
+    examples = example_inputs("full", ExampleSettings(KEYPOINTS, keypoints_vary=True))
+    for spec in (EXTRACTOR, MATCHER):
+        net = network(spec.name)
+        with apply_patches(net, [packed_attention()] if spec is MATCHER else []):
+            model = export_network(net, spec, examples[spec.name], Target(opset=20))
+        save_model(model, model_path(folder, spec.name))
 
 
 def contender(case: str, kind: str, folder: Path, threads: int) -> Callable[[], Any]:

@@ -28,7 +28,7 @@ def load(weights: Path, extractor: Path | None = None) -> tuple[dict[str, nn.Mod
     if extractor is not None:
         files[EXTRACTOR_SOURCE] = read_checkpoint(extractor)
     networks = {"extractor": SuperPoint().eval(), "matcher": LightGlue().eval()}
-    remapped = apply_rules(files, weight_rules("superpoint"))
+    remapped = apply_rules(files, weight_rules("full"))
     report = account(remapped, network_state(networks))
     load_into(networks, remapped, report)
     return networks, report

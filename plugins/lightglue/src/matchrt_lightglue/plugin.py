@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matchrt.hooks import hookimpl
-from matchrt.model import Alignment, Axis, ExampleInputs, MatcherSpec, Parity, Settings, Target, Tolerance, Variant
+from matchrt.model import Alignment, ExampleInputs, MatcherSpec, Parity, Settings, Target, Tolerance, Variant
 from matchrt_lightglue.spec import MATCHER_SPEC
 
 if TYPE_CHECKING:
@@ -59,19 +59,9 @@ def example_inputs(variant: Variant, settings: Settings) -> Mapping[str, Example
     from matchrt_lightglue.examples import ExampleSettings
     from matchrt_lightglue.examples import example_inputs as examples
 
-    found = examples(
+    return examples(
         variant.name, ExampleSettings(max_keypoints=settings.integer("keypoints"), size=settings.size("size"))
     )
-    return {
-        name: ExampleInputs(
-            tensors=e.inputs,
-            dynamic={
-                n: {i: Axis(name=a.name, min=a.min, opt=a.opt, max=a.max, divisor=a.divisor) for i, a in axes.items()}
-                for n, axes in e.axes.items()
-            },
-        )
-        for name, e in found.items()
-    }
 
 
 @hookimpl
