@@ -96,7 +96,7 @@ def _aligned_rows(reference: Tensors, other: Tensors, alignment: Alignment) -> _
         p, q = pair_points(a[i][:n], b[i][:m], alignment.radius)
         pairs.append((p, q))
         total += max(n, m)
-        paired += len(p)
+        paired += min(max(n, m), len(p) + alignment.spare)
     return _Rows(tuple(pairs), 1 - paired / total if total else 0.0)
 
 
@@ -143,6 +143,12 @@ class MatchDifference:
     max_px: float
     mean_px: float
     max_score: float
+
+    @property
+    def unshared(self) -> int:
+        """How many matches of the longer list have no partner."""
+        total = max(self.reference, self.other)
+        return round(total * (1 - self.shared))
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able values."""
