@@ -64,7 +64,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """One exported network. `module` is the dotted path to it inside what `build_network` returns."""
+    """One exported network. `module` is the dotted path to it inside what `build_network` returns; "." is the whole of it."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -74,8 +74,8 @@ class NetworkSpec:
 
     @property
     def module_path(self) -> str:
-        """Path of the `torch.nn.Module` that is exported, by default the network's own name."""
-        return self.module or self.name
+        """Path of the `torch.nn.Module` that is exported, for `get_submodule`; by default the network's own name."""
+        return "" if self.module == "." else self.module or self.name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from matchrt.errors import UsageError
 from matchrt.export.check import CheckResult, run_check
 from matchrt.export.describe import Built, build_manifest
 from matchrt.export.onnx_export import check_opset, export_network, save_model
-from matchrt.export.weights import LoadedWeights, load_weights, random_weights
+from matchrt.export.weights import LoadedWeights, load_weights, random_weights, read_weights
 from matchrt.files.atomic import atomic_folder
 from matchrt.graph.passes import BUILT_IN, run_passes
 from matchrt.model import ExampleInputs, Settings, Stage, Target, Variant
@@ -109,9 +109,8 @@ def run_convert(request: ConvertRequest, plugins: Plugins, progress: Progress | 
     hooks = MatcherHooks(plugins, spec)
     check_opset(request.opset)
     _check_output(request.output, request.replace)
-    settings = _settings(hooks, variant, request)
     with clock("weights"):
-        network, loaded = _network(hooks, plugins, variant, settings, request, progress)
+        network, loaded, settings = _network(hooks, plugins, variant, request, progress)
     target = Target(opset=request.opset)
     with atomic_folder(request.output, replace=request.replace) as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -128,20 +127,19 @@ def run_convert(request: ConvertRequest, plugins: Plugins, progress: Progress | 
 
 
 def _network(
-    hooks: MatcherHooks,
-    plugins: Plugins,
-    variant: Variant,
-    settings: Settings,
-    request: ConvertRequest,
-    progress: Progress,
-) -> tuple[torch.nn.Module, LoadedWeights]:
+    hooks: MatcherHooks, plugins: Plugins, variant: Variant, request: ConvertRequest, progress: Progress
+) -> tuple[torch.nn.Module, LoadedWeights, Settings]:
     if request.random_seed is not None:
         if request.weights:
             raise UsageError("--weights and --random-weights exclude each other")
+        settings = _settings(hooks, variant, request, {})
         with stage(progress, "random weights"):
-            return random_weights(hooks, variant, settings, request.random_seed)
+            return *random_weights(hooks, variant, settings, request.random_seed), settings
+    _settings(hooks, variant, request, {})  # a wrong setting is told before a large file is read
     with stage(progress, "read weights"):
-        return load_weights(hooks, plugins, variant, settings, request.weights, request.allow_missing)
+        read = read_weights(hooks, variant, request.weights)
+        settings = _settings(hooks, variant, request, read.decided)
+        return *load_weights(hooks, plugins, variant, settings, read, request.allow_missing), settings
 
 
 def _export(
@@ -170,10 +168,13 @@ def _export(
     return built
 
 
-def _settings(hooks: MatcherHooks, variant: Variant, request: ConvertRequest) -> Settings:
+def _settings(
+    hooks: MatcherHooks, variant: Variant, request: ConvertRequest, decided: Mapping[str, object]
+) -> Settings:
     return resolve(
         hooks.matcher.settings,
         ("variant", variant.settings),
+        ("weights", decided),
         ("file", request.settings_file),
         ("flag", request.settings),
     )
