@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matchrt_eloftr.networks.config import COARSE_STRIDE, GraphSettings, Size
+from matchrt_eloftr.networks.indexing import take
 
 OUTSIDE = -1.0e4
 """Similarity bias of a cell outside the valid rectangle."""
@@ -110,7 +111,7 @@ class CoarseMatcher(nn.Module):
         if self.settings.top_k is None:
             return CoarseMatches(score, self.slot_row.expand(score.shape[0], -1), column, count)
         score, slot = score.topk(self.settings.slots, dim=-1)
-        row = slot if self.settings.per_row == 1 else self.slot_row[slot]
+        row = slot if self.settings.per_row == 1 else take(self.slot_row, slot)
         return CoarseMatches(score, row, column.gather(1, slot), count)
 
 

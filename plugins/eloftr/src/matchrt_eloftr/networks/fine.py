@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matchrt_eloftr.networks.config import COARSE_STRIDE, Architecture, GraphSettings, Size
+from matchrt_eloftr.networks.indexing import take
 
 WINDOW = 8
 TAPS = 6
@@ -90,15 +91,15 @@ class FineMatcher(nn.Module):
     def forward(self, map0: Tensor, map1: Tensor, cell0: Tensor, cell1: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, d1, H/2, W/2), cells (B, K) int64 to keypoints 0 and 1, (B, K, 2) float32 (x, y) pixels."""
         batch, slots = cell0.shape
-        window0 = _windows(map0, self.start0[cell0], self.taps0)
-        window1 = _windows(map1, self.start1[cell1], self.taps1)
+        window0 = _windows(map0, take(self.start0, cell0), self.taps0)
+        window1 = _windows(map1, take(self.start1, cell1), self.taps1)
         pixel0, pixel1 = self._best_pixels(window0[..., : -self.regress], window1[..., : -self.regress])
-        point = self.inner[pixel0][:, None] @ window0[..., -self.regress :]
-        around = self.neighbours[pixel1] @ window1[..., -self.regress :]
+        point = take(self.inner, pixel0)[:, None] @ window0[..., -self.regress :]
+        around = take(self.neighbours, pixel1) @ window1[..., -self.regress :]
         heat = ((point * self.regress_scale) @ around.transpose(1, 2)).softmax(-1)
         move = (heat @ self.offsets).reshape(batch, slots, 2)
-        keypoints0 = self.corner0[cell0] + self.pixels[pixel0].reshape(batch, slots, 2)
-        keypoints1 = self.corner1[cell1] + self.pixels[pixel1].reshape(batch, slots, 2)
+        keypoints0 = take(self.corner0, cell0) + take(self.pixels, pixel0).reshape(batch, slots, 2)
+        keypoints1 = take(self.corner1, cell1) + take(self.pixels, pixel1).reshape(batch, slots, 2)
         return keypoints0, keypoints1 + move
 
     def _best_pixels(self, window0: Tensor, window1: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,4 +125,4 @@ def _windows(feature: Tensor, start: Tensor, taps: Tensor) -> Tensor:
     if batch > 1:
         start = start + (torch.arange(batch) * (height * width))[:, None]
     index = start.reshape(-1, 1) + taps
-    return table[index]
+    return take(table, index)

@@ -12,6 +12,7 @@ from matchrt_eloftr.networks.backbone import Backbone, RepVGGBlock, fuse_block
 from matchrt_eloftr.networks.coarse import Cells, CoarseMatcher, cells_of, constant_inside
 from matchrt_eloftr.networks.config import COARSE_STRIDE, TOKEN_STRIDE, Architecture, GraphSettings, Size
 from matchrt_eloftr.networks.fine import FineMatcher
+from matchrt_eloftr.networks.indexing import take
 from matchrt_eloftr.networks.packed import PackedTransformer
 from matchrt_eloftr.networks.pyramid import FinePyramid, fold_pyramid
 from matchrt_eloftr.networks.transformer import FeatureTransformer
@@ -66,7 +67,7 @@ class EfficientLoFTR(nn.Module):
         map0, map1 = self.pyramid(coarse0, coarse1, middle, fine)
         keypoints0, keypoints1 = self.fine_matching(map0, map1, matches.cell0, matches.cell1)
         cells = torch.stack(
-            (self.get_buffer("cell0")[matches.cell0], self.get_buffer("cell1")[matches.cell1]), dim=-1
+            (take(self.get_buffer("cell0"), matches.cell0), take(self.get_buffer("cell1"), matches.cell1)), dim=-1
         )
         return keypoints0, keypoints1, matches.score, cells, matches.candidates
 
@@ -92,7 +93,7 @@ class EfficientLoFTR(nn.Module):
         assert valid0 is not None
         assert valid1 is not None
         if isinstance(self.loftr_coarse, PackedTransformer):
-            tokens = tuple(torch.div(v, TOKEN_STRIDE, rounding_mode="trunc") for v in (valid0, valid1))
+            tokens = tuple((v.float() * (1.0 / TOKEN_STRIDE)).int() for v in (valid0, valid1))
             out0, out1 = self.loftr_coarse(coarse0, coarse1, (tokens[0], tokens[1]))
             shown = [(c.bias == 0).float() for c in (self._cells(0, valid0), self._cells(1, valid1)) if c.bias is not None]
             return tuple(

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchrt_eloftr.networks.config import Size
+from matchrt_eloftr.networks.indexing import take
 from matchrt_eloftr.networks.transformer import (
     AGGREGATION,
     AggregatedAttention,
@@ -160,7 +161,7 @@ class PackedTransformer(nn.Module):
         shown_columns = torch.arange(w, dtype=valid.dtype) < width
         shown = (shown_rows[:, :, None] & shown_columns[:, None, :]).flatten(1)
         bias = (1.0 - shown.to(rows.dtype))[:, None, None, :] * HIDDEN_KEY
-        return Grid(rotary, rows[height[:, 0] - 1], columns[width[:, 0] - 1][:, None], bias)
+        return Grid(rotary, take(rows, height[:, 0] - 1), take(columns, width[:, 0] - 1)[:, None], bias)
 
 
 def _upsampling(size: int, masked: bool) -> Tensor:
