@@ -1,0 +1,108 @@
+"""Put weights into a network: from checkpoints with every key accounted for, or random ones that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from matchrt.bundle.manifest import SourceFile
+from matchrt.errors import MatchrtError, UsageError, WeightsError
+from matchrt.export.candidates import candidates
+from matchrt.model import MatcherSpec, Settings, Variant
+from matchrt.plugins import MatcherHooks, Plugins
+from matchrt.weights.account import account, load_into, network_state
+from matchrt.weights.apply import PRIMARY, apply_rules
+from matchrt.weights.fit import better_fit, fit
+from matchrt.weights.locate import find_weights
+from matchrt.weights.readers import Checkpoint, read_checkpoint
+
+CLASSES = ("loaded", "backfilled", "dropped", "missing", "unexpected", "misshapen")
+
+
+@dataclass(frozen=True)
+class LoadedWeights:
+    """Where a network's weights came from. `report` is the account as JSON-able values; empty for random weights."""
+
+    sources: tuple[SourceFile, ...]
+    random_seed: int | None
+    licence: str
+    report: Mapping[str, Any]
+
+    def counts(self) -> dict[str, Any]:
+        """How many names are in each class."""
+        counts: Mapping[str, int] = self.report.get("counts", {})
+        found: dict[str, Any] = {name: counts.get(name, 0) for name in CLASSES}
+        if counts.get("allowed_missing"):
+            found["allowed_missing"] = counts["allowed_missing"]
+        if self.random_seed is not None:
+            found["random_seed"] = self.random_seed
+        return found
+
+
+def random_weights(
+    hooks: MatcherHooks, variant: Variant, settings: Settings, seed: int
+) -> tuple[torch.nn.Module, LoadedWeights]:
+    """A network initialised from `seed`, the same on every run; the global random state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = hooks.build_network(variant, settings)
+    return network, LoadedWeights((), seed, "none: random weights", {})
+
+
+def load_weights(
+    hooks: MatcherHooks,
+    plugins: Plugins,
+    variant: Variant,
+    settings: Settings,
+    files: Mapping[str, Path],
+    allow_missing: tuple[str, ...],
+) -> tuple[torch.nn.Module, LoadedWeights]:
+    """The network with the weights of `files` (role to path; "" is the main file), completed by files that are at hand.
+
+    Raises `WeightsError` listing what is missing, unexpected or misshapen, and naming the matcher that fits better.
+    """
+    spec = hooks.matcher
+    _check_roles(spec, variant, files)
+    paths = find_weights(spec, variant, files)
+    checkpoints = {PRIMARY if role == "" else role: read_checkpoint(path) for role, path in paths.items()}
+    network = hooks.build_network(variant, settings)
+    rules = hooks.weight_rules(variant)
+    main = checkpoints[PRIMARY]
+    try:
+        remapped = apply_rules(checkpoints, rules)
+        report = account(remapped, network_state(network), allow_missing)
+        load_into(network, remapped, report)
+    except WeightsError as error:
+        hint = _hint(plugins, spec, variant, main, error)
+        raise WeightsError(f"{main.path} into {spec.id}:{variant.name}: {error.message}", hint=hint) from error
+    sources = tuple(
+        SourceFile(role=role or "main", filename=path.name, sha256=checkpoint.sha256, size=checkpoint.size_bytes)
+        for (role, path), checkpoint in zip(paths.items(), checkpoints.values(), strict=True)
+    )
+    return network.eval(), LoadedWeights(sources, None, _licence(spec, variant), report.to_dict())
+
+
+def _hint(plugins: Plugins, spec: MatcherSpec, variant: Variant, main: Checkpoint, error: MatchrtError) -> str | None:
+    """Another matcher that the file fits better, or what the account itself advises."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in main.tensors.items()}
+    better = better_fit(fit(shapes, candidates(plugins)), spec.id, variant.name)
+    if better:
+        return f"{better} Try `matchrt inspect {main.path}`."
+    return error.hint or f"`matchrt inspect {main.path}` shows what the file holds"
+
+
+def _check_roles(spec: MatcherSpec, variant: Variant, files: Mapping[str, Path]) -> None:
+    known = {w.role for w in variant.weights} | {""}
+    unknown = sorted(set(files) - known)
+    if unknown:
+        names = ", ".join(f"--weights-{r}" for r in sorted(known) if r) or "only --weights"
+        raise UsageError(f"{spec.id}:{variant.name} takes no --weights-{unknown[0]}", hint=f"it takes: {names}")
+
+
+def _licence(spec: MatcherSpec, variant: Variant) -> str:
+    licences = dict.fromkeys(w.licence for w in variant.weights)
+    return "; ".join(licences) or spec.licence

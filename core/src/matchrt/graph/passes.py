@@ -1,0 +1,74 @@
+"""Run graph passes, and the passes that every graph gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+
+from matchrt.errors import ExportError, MatchrtError
+from matchrt.model import GraphPass
+
+
+def strip_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove what exporters leave behind: stack traces with local paths, doc strings, and names of the producing machine."""
+    for field in ("metadata_props", "doc_string"):
+        model.ClearField(field)
+    _strip_graph(model.graph)
+    for function in model.functions:
+        function.ClearField("doc_string")
+        function.ClearField("metadata_props")
+        for node in function.node:
+            _strip_node(node)
+    return model
+
+
+def _strip_graph(graph: onnx.GraphProto) -> None:
+    graph.ClearField("doc_string")
+    graph.ClearField("metadata_props")
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        value.ClearField("doc_string")
+        value.ClearField("metadata_props")
+    for node in graph.node:
+        _strip_node(node)
+
+
+def _strip_node(node: onnx.NodeProto) -> None:
+    node.ClearField("doc_string")
+    node.ClearField("metadata_props")
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            _strip_graph(attribute.g)
+
+
+STRIP_METADATA = GraphPass(
+    name="strip-metadata", reason="stack traces and local paths do not belong into an artefact", run=strip_metadata
+)
+
+BUILT_IN: tuple[GraphPass, ...] = (STRIP_METADATA,)
+
+
+def run_passes(model: onnx.ModelProto, passes: Sequence[GraphPass], network: str) -> onnx.ModelProto:
+    """`model` after all passes, each followed by the checker and shape inference. Raises `ExportError` naming the pass."""
+    for step in passes:
+        try:
+            result = step.run(model)
+            if not isinstance(result, onnx.ModelProto):
+                raise TypeError(f"it returned {type(result).__name__}, not an onnx.ModelProto")
+            model = result
+            check(model)
+        except MatchrtError:
+            raise
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise ExportError(f"graph pass {step.name!r} failed on network {network!r}: {reason}") from error
+    return model
+
+
+def check(model: onnx.ModelProto) -> None:
+    """Validate structure, and types and shapes where the model fits into one protobuf. Raises onnx's own error."""
+    if model.ByteSize() < 2**31 - 1024:
+        onnx.checker.check_model(model, full_check=True)
+    else:
+        for node in model.graph.node:
+            onnx.checker.check_node(node, onnx.checker.DEFAULT_CONTEXT)

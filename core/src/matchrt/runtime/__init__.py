@@ -1,0 +1,8 @@
+"""Run a bundle: images in, matches out. No torch, no onnx."""
+
+from __future__ import annotations
+
+from matchrt.runtime.load import load
+from matchrt.runtime.matcher import Matcher
+
+__all__ = ["Matcher", "load"]

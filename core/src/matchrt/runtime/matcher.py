@@ -1,0 +1,181 @@
+"""`Matcher`: a loaded bundle that is called with two images."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice, pairwise
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from matchrt.backends import BackendSpec, Engine, Session
+from matchrt.bundle import Bundle
+from matchrt.errors import BackendError, UsageError
+from matchrt.images.read import Image, read_image
+from matchrt.matches import Matches
+from matchrt.model import Settings
+from matchrt.plugins.dispatch import MatcherHooks
+from matchrt.runtime.steps import Tensors, run_steps, split_batch, stack_batch
+from matchrt.settings import resolve
+
+
+class Matcher:
+    """Matches image pairs with the networks of one bundle on one backend.
+
+    Engines are shared and each thread gets sessions of its own, so a matcher may be called from several threads.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        hooks: MatcherHooks,
+        backend: BackendSpec,
+        precision: str = "fp32",
+        options: Mapping[str, Any] | None = None,
+        settings: Mapping[str, object] | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.manifest = bundle.manifest
+        self.backend = backend.name
+        self.precision = precision
+        self._hooks = hooks
+        self._settings = _resolve(hooks, bundle, dict(settings or {}))
+        loader = backend.create()
+        self._engines: dict[str, Engine] = {
+            n.name: loader.open(n.name, bundle.graph(n.name), dict(options or {})) for n in self.manifest.networks
+        }
+        self._local = threading.local()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        identity = self.manifest.matcher
+        return f"Matcher({identity.id}:{identity.variant}, backend={self.backend!r}, precision={self.precision!r})"
+
+    @property
+    def name(self) -> str:
+        """ "matcher:variant"."""
+        return f"{self.manifest.matcher.id}:{self.manifest.matcher.variant}"
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force, with their origins."""
+        return self._settings
+
+    def __call__(self, image0: Any, image1: Any, **settings: object) -> Matches:
+        """Match two images: paths, uint8 arrays (H, W) or (H, W, 3) RGB, or PIL images.
+
+        Keywords override match settings for this call. Raises `ImageError`, `UsageError`, `BackendError`.
+        """
+        return self._match([(image0, image1)], settings)[0]
+
+    def match_many(
+        self, pairs: Iterable[tuple[Any, Any]], batch_size: int = 1, **settings: object
+    ) -> Iterator[Matches]:
+        """Matches of each pair, in order. Pairs whose tensors have equal shapes run `batch_size` at a time.
+
+        A pair that fails raises when its turn comes.
+        """
+        if batch_size < 1:
+            raise UsageError(f"batch_size must be at least 1, got {batch_size}")
+        iterator = iter(pairs)
+        while chunk := list(islice(iterator, batch_size)):
+            yield from self._match(chunk, settings)
+
+    def close(self) -> None:
+        """Free the engines. Later calls raise `BackendError`."""
+        self._closed = True
+        for engine in self._engines.values():
+            engine.close()
+
+    def __enter__(self) -> Matcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def sessions(self) -> dict[str, Session]:
+        """The calling thread's session of each network."""
+        if self._closed:
+            raise BackendError(f"{self!r} is closed")
+        if not hasattr(self._local, "sessions"):
+            self._local.sessions = {name: engine.session() for name, engine in self._engines.items()}
+        sessions: dict[str, Session] = self._local.sessions
+        return sessions
+
+    def preprocess(self, image0: Image, image1: Image, settings: Settings) -> tuple[Tensors, Any]:
+        """Tensors and geometry of one pair, checked against the bundle's contract."""
+        tensors, geometry = self._hooks.preprocess((image0, image1), settings)
+        return dict(tensors), geometry
+
+    def _match(self, pairs: Sequence[tuple[Any, Any]], overrides: Mapping[str, object]) -> list[Matches]:
+        settings = _resolve(self._hooks, self.bundle, overrides, self._settings) if overrides else self._settings
+        clock = [time.perf_counter()]
+        images = [(read_image(a), read_image(b)) for a, b in pairs]
+        clock.append(time.perf_counter())
+        prepared = [self.preprocess(a, b, settings) for a, b in images]
+        clock.append(time.perf_counter())
+        tensors = self._run([t for t, _ in prepared])
+        clock.append(time.perf_counter())
+        results = [
+            self._hooks.postprocess(t, geometry, settings) for t, (_, geometry) in zip(tensors, prepared, strict=True)
+        ]
+        clock.append(time.perf_counter())
+        spans = [(b - a) / len(pairs) for a, b in pairwise(clock)]
+        seconds = dict(zip(("read", "preprocess", "run", "postprocess"), spans, strict=True))
+        return [self._finish(r, pair, seconds) for r, pair in zip(results, images, strict=True)]
+
+    def _finish(self, matches: Matches, images: tuple[Image, Image], seconds: Mapping[str, float]) -> Matches:
+        return replace(
+            matches,
+            matcher=self.name,
+            backend=self.backend,
+            precision=self.precision,
+            random_weights=self.manifest.random_weights,
+            seconds=seconds,
+            images=images,
+        )
+
+    def _run(self, pairs: list[Tensors]) -> list[Tensors]:
+        """Run the steps for every pair: together where all shapes agree and the graphs take a batch, else one by one."""
+        sessions = self.sessions()
+        batch = stack_batch(pairs, self.manifest) if len(pairs) > 1 else None
+        if batch is None:
+            return [run_steps(self.manifest, sessions, p) for p in pairs]
+        return split_batch(run_steps(self.manifest, sessions, batch), len(pairs))
+
+
+def _resolve(
+    hooks: MatcherHooks, bundle: Bundle, overrides: Mapping[str, object], base: Settings | None = None
+) -> Settings:
+    """The bundle's settings with `overrides` of match settings. Raises `UsageError` for a setting that is baked in."""
+    manifest = bundle.manifest
+    for name in overrides:
+        if name in manifest.settings:
+            raise UsageError(
+                f"setting {name!r} is baked into this bundle as {manifest.settings[name]}",
+                hint=f"convert again with --set {name}=…",
+            )
+    known = [s for s in hooks.matcher.settings if s.name in {**manifest.settings, **manifest.match_settings}]
+    layers: list[tuple[str, Mapping[str, object]]] = [
+        ("bundle", {n: v for n, v in manifest.settings.items() if any(s.name == n for s in known)}),
+    ]
+    match_known = [s for s in known if s.name in manifest.match_settings]
+    chosen = resolve(match_known, ("bundle", manifest.match_settings), ("flag", dict(overrides)))
+    if base is not None:
+        chosen = base.replace("flag", **{n: chosen[n] for n in overrides})
+        return chosen
+    baked = resolve([s for s in known if s.name in manifest.settings], *layers, environment={})
+    return Settings(
+        {**baked, **chosen}, {**{n: baked.origin(n) for n in baked}, **{n: chosen.origin(n) for n in chosen}}
+    )
+
+
+def array_summary(tensors: Mapping[str, np.ndarray]) -> str:
+    """Names, dtypes and shapes, for error messages."""
+    return ", ".join(f"{n} {v.dtype}{list(v.shape)}" for n, v in tensors.items())
