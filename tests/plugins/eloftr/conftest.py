@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from matchrt_eloftr.networks import Architecture, EfficientLoFTR, GraphSettings
 from matchrt_eloftr.networks.backbone import RepVGGBlock
-from torch import Tensor, nn
 
 SMALL = Architecture(dims=(16, 32, 64), blocks=(1, 1, 2), layers=1, heads=4, regress_channels=4)
 
@@ -76,7 +77,9 @@ def calibrate(network: EfficientLoFTR, image0: Tensor, image1: Tensor) -> Effici
     return network.eval().requires_grad_(False)
 
 
-def _features_for_pyramid(network: EfficientLoFTR, image0: Tensor, image1: Tensor) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+def _features_for_pyramid(
+    network: EfficientLoFTR, image0: Tensor, image1: Tensor
+) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     coarse0, coarse1, middle, fine = network.features(image0, image1)
     valid = None
     if network.settings.valid == "input":
@@ -89,7 +92,9 @@ def _features_for_pyramid(network: EfficientLoFTR, image0: Tensor, image1: Tenso
 def make_network() -> Callable[..., EfficientLoFTR]:
     """`make_network(settings, pair, small=True, seed=0)`: a calibrated random network in eval mode."""
 
-    def make(settings: GraphSettings, pair: tuple[Tensor, Tensor], *, small: bool = True, seed: int = 0) -> EfficientLoFTR:
+    def make(
+        settings: GraphSettings, pair: tuple[Tensor, Tensor], *, small: bool = True, seed: int = 0
+    ) -> EfficientLoFTR:
         network = EfficientLoFTR(settings, SMALL if small else Architecture())
         randomise(network, seed)
         return calibrate(network, *pair)
@@ -144,7 +149,9 @@ class Plain:
         maps = [F.interpolate(m, scale_factor=2.0, mode="bilinear", align_corners=False) for m in (map0, map1)]
         return coarse0, coarse1, maps[0], maps[1]
 
-    def similarity(self, coarse0: Tensor, coarse1: Tensor, valid: tuple[tuple[int, int], tuple[int, int]] | None) -> Tensor:
+    def similarity(
+        self, coarse0: Tensor, coarse1: Tensor, valid: tuple[tuple[int, int], tuple[int, int]] | None
+    ) -> Tensor:
         """(L0, L1), filled with -1e9 where either cell is invalid."""
         width = coarse0.shape[1] ** 0.5
         left, right = (c[0].flatten(1).T / width for c in (coarse0, coarse1))
@@ -194,7 +201,9 @@ class Plain:
             np.asarray(points1, np.float32).reshape(-1, 2),
         )
 
-    def refine(self, fine0: Tensor, fine1: Tensor, at0: tuple[int, int], at1: tuple[int, int]) -> tuple[list[float], list[float]]:
+    def refine(
+        self, fine0: Tensor, fine1: Tensor, at0: tuple[int, int], at1: tuple[int, int]
+    ) -> tuple[list[float], list[float]]:
         """Both fine stages for one pair of cells (row, column)."""
         channels, tail = fine0.shape[1], self.network.architecture.regress_channels
         window0 = fine0[0, :, 8 * at0[0] : 8 * at0[0] + 8, 8 * at0[1] : 8 * at0[1] + 8].reshape(channels, 64)

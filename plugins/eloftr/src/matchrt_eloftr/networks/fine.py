@@ -78,10 +78,10 @@ class FineMatcher(nn.Module):
             self.register_buffer(f"corner{number}", cell_corners(matched), persistent=False)
         line = interpolation_matrix()
         window = torch.kron(line, line)  # (100, 36)
-        inner = (torch.arange(100).reshape(10, 10)[1:-1, 1:-1]).flatten()
-        ring = torch.tensor([i for i in range(100) if i not in set(inner.tolist())])
+        inner = [10 * row + column for row in range(1, 9) for column in range(1, 9)]
+        ring = [pixel for pixel in range(100) if pixel not in inner]
         self.register_buffer("inner", window[inner], persistent=False)
-        self.register_buffer("window", torch.cat((window[inner], window[ring])), persistent=False)
+        self.register_buffer("window", window[inner + ring], persistent=False)
         self.register_buffer("neighbours", window[neighbour_pixels()], persistent=False)
         row, column = torch.arange(64) // WINDOW, torch.arange(64) % WINDOW
         self.register_buffer("pixels", torch.stack((column, row), -1).float() - 3.5, persistent=False)

@@ -17,7 +17,13 @@ from matchrt_eloftr.networks.packed import PackedTransformer
 from matchrt_eloftr.networks.pyramid import FinePyramid, fold_pyramid
 from matchrt_eloftr.networks.transformer import FeatureTransformer
 
-Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+INPUTS = ("image0", "image1", "valid0", "valid1")
+"""Names of the inputs; the last two only where the valid rectangles are inputs."""
+
+OUTPUTS = ("keypoints0", "keypoints1", "scores", "cells", "count", "candidates")
+"""Names of the outputs, in order."""
+
+Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class EfficientLoFTR(nn.Module):
@@ -53,8 +59,9 @@ class EfficientLoFTR(nn.Module):
 
         Returns keypoints0 and keypoints1 (B, K, 2) float32 (x, y) in pixels of the padded images, with upstream's constant
         offset of -3.5; scores (B, K) float32, 0 where a slot is empty; cells (B, K, 2) int32, the cell of image 0 and of
-        image 1 counted along the padded image's rows; candidates (B,) int32, the number of pairs above the score floor before
-        `top_k` and `per_row` truncated them.
+        image 1 counted along the padded image's rows; count (B,) int32, the number of slots in use (with `top_k` they come
+        first, best score first); candidates (B,) int32, the number of pairs above the score floor before `top_k` and
+        `per_row` truncated them.
         """
         coarse0, coarse1, middle, fine = self.features(image0, image1)
         coarse0, coarse1 = self.transform(coarse0, coarse1, valid0, valid1)
@@ -69,7 +76,8 @@ class EfficientLoFTR(nn.Module):
         cells = torch.stack(
             (take(self.get_buffer("cell0"), matches.cell0), take(self.get_buffer("cell1"), matches.cell1)), dim=-1
         )
-        return keypoints0, keypoints1, matches.score, cells, matches.candidates
+        count = (matches.score > self.settings.score_floor).to(torch.int32).sum(1, dtype=torch.int32)
+        return keypoints0, keypoints1, matches.score, cells, count, matches.candidates
 
     def features(self, image0: Tensor, image1: Tensor) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
         """Coarse features of each image (B, d3, H/8, W/8), and the maps at 1/4 and at 1/2: one stacked tensor for equal
@@ -93,17 +101,11 @@ class EfficientLoFTR(nn.Module):
         assert valid0 is not None
         assert valid1 is not None
         if isinstance(self.loftr_coarse, PackedTransformer):
-            tokens = tuple((v.float() * (1.0 / TOKEN_STRIDE)).int() for v in (valid0, valid1))
-            out0, out1 = self.loftr_coarse(coarse0, coarse1, (tokens[0], tokens[1]))
-            shown = [(c.bias == 0).float() for c in (self._cells(0, valid0), self._cells(1, valid1)) if c.bias is not None]
-            return tuple(
-                (out * mask.reshape(-1, *size)[..., None]).permute(0, 3, 1, 2)
-                for out, mask, size in zip((out0, out1), shown, (settings.coarse0, settings.coarse1), strict=True)
-            )  # type: ignore[return-value]
+            return self._transform_masked(self.loftr_coarse, coarse0, coarse1, valid0, valid1)
         pairs = []
         for b in range(coarse0.shape[0]):
-            sizes = tuple((int(v[b, 0]) // COARSE_STRIDE, int(v[b, 1]) // COARSE_STRIDE) for v in (valid0, valid1))
-            pairs.append(self._transform_cropped(coarse0[b : b + 1], coarse1[b : b + 1], (sizes[0], sizes[1])))
+            crop0, crop1 = ((int(v[b, 0]) // COARSE_STRIDE, int(v[b, 1]) // COARSE_STRIDE) for v in (valid0, valid1))
+            pairs.append(self._transform_cropped(coarse0[b : b + 1], coarse1[b : b + 1], (crop0, crop1)))
         return torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs])
 
     def pyramid(
@@ -126,6 +128,21 @@ class EfficientLoFTR(nn.Module):
             out = list(self.loftr_coarse(crops[0], crops[1], self.settings.position_scale))
         padded = [_pad(x, c) for x, c in zip(out, (coarse0, coarse1), strict=True)]
         return padded[0], padded[1]
+
+    def _transform_masked(
+        self, packed: PackedTransformer, coarse0: Tensor, coarse1: Tensor, valid0: Tensor, valid1: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        tokens0, tokens1 = ((v.float() * (1.0 / TOKEN_STRIDE)).int() for v in (valid0, valid1))
+        out0, out1 = packed(coarse0, coarse1, (tokens0, tokens1))
+        shown0, shown1 = (self._shown(number, valid) for number, valid in ((0, valid0), (1, valid1)))
+        return (out0 * shown0).permute(0, 3, 1, 2), (out1 * shown1).permute(0, 3, 1, 2)
+
+    def _shown(self, number: int, valid: Tensor) -> Tensor:
+        """(B, h, w, 1) float32: 1 in the valid cells of image `number`."""
+        height, width = self.settings.coarse0 if number == 0 else self.settings.coarse1
+        cells = self._cells(number, valid)
+        assert cells.bias is not None
+        return (cells.bias == 0).float().reshape(-1, height, width, 1)
 
     def _matched(self, coarse: Tensor, size: Size) -> Tensor:
         return _crop(coarse, size).flatten(2).transpose(1, 2)

@@ -100,7 +100,8 @@ class PackedAttention(nn.Module):
         message = grid.rows @ message.reshape(batch, height // AGGREGATION, -1)
         message = grid.columns @ message.reshape(batch, height, width // AGGREGATION, -1)
         hidden = F.leaky_relu(F.linear(x, self.feature) + message, 0.01)
-        return x + self.norm2(F.linear(hidden, self.output))
+        out: Tensor = x + self.norm2(F.linear(hidden, self.output))
+        return out
 
     def _split(self, tokens: Tensor) -> Tensor:
         batch, count, channels = tokens.shape
@@ -119,12 +120,11 @@ class PackedTransformer(nn.Module):
         self, transformer: FeatureTransformer, cells: tuple[Size, Size], scale: tuple[float, float], *, masked: bool
     ) -> None:
         super().__init__()
-        channels = transformer.layers[0].q_proj.in_features
+        layers = [layer for layer in transformer.layers if isinstance(layer, AggregatedAttention)]
+        channels = layers[0].q_proj.in_features
         self.masked = masked
         self.tokens = tuple((h // AGGREGATION, w // AGGREGATION) for h, w in cells)
-        self.layers = nn.ModuleList(
-            PackedAttention(layer, rotary=index % 2 == 0) for index, layer in enumerate(transformer.layers)
-        )
+        self.layers = nn.ModuleList(PackedAttention(layer, rotary=index % 2 == 0) for index, layer in enumerate(layers))
         for number, (h, w) in enumerate(self.tokens):
             cosine, sine = rotary_table(h, w, channels, scale)
             self.register_buffer(f"cosine{number}", cosine)

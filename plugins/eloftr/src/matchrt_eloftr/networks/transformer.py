@@ -16,7 +16,9 @@ AGGREGATION = 4
 """Cells a side of one token."""
 
 
-def rotary_table(rows: int, columns: int, channels: int, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
+def rotary_table(
+    rows: int, columns: int, channels: int, scale: tuple[float, float] = (1.0, 1.0)
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine, each (rows * columns, channels) float32 holding float16 values.
 
     Channels 4k to 4k+3 turn by row, row, column, column with frequency 10000^(-4k / channels); positions count from 1 and are
@@ -62,7 +64,7 @@ class AggregatedAttention(nn.Module):
 
     def forward(self, x: Tensor, source: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """x (B, C, h, w) attends to source (B, C, h', w'); the result has x's shape. `rotary` in self layers only."""
-        batch, channels, height, width = x.shape
+        height, width = x.shape[-2:]
         query = self.norm1(self.aggregate(x).flatten(2).transpose(1, 2))
         source = self.norm1(F.max_pool2d(source, AGGREGATION).flatten(2).transpose(1, 2))
         query, key, value = self.q_proj(query), self.k_proj(source), self.v_proj(source)
@@ -75,7 +77,8 @@ class AggregatedAttention(nn.Module):
         message = self.merge(message).transpose(1, 2).unflatten(-1, (height // AGGREGATION, width // AGGREGATION))
         message = F.interpolate(message, scale_factor=AGGREGATION, mode="bilinear", align_corners=False)
         message = self.norm2(self.mlp(torch.cat((x, message), dim=1).permute(0, 2, 3, 1)))
-        return x + message.permute(0, 3, 1, 2)
+        out: Tensor = x + message.permute(0, 3, 1, 2)
+        return out
 
 
 class FeatureTransformer(nn.Module):
@@ -88,7 +91,9 @@ class FeatureTransformer(nn.Module):
             AggregatedAttention(width, architecture.heads) for _ in range(2 * architecture.layers)
         )
 
-    def forward(self, coarse0: Tensor, coarse1: Tensor, scale: tuple[float, float] = (1.0, 1.0)) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, coarse0: Tensor, coarse1: Tensor, scale: tuple[float, float] = (1.0, 1.0)
+    ) -> tuple[Tensor, Tensor]:
         """Coarse features (B, C, h, w) of both images to the same shapes."""
         rotary0, rotary1 = (
             rotary_table(f.shape[-2] // AGGREGATION, f.shape[-1] // AGGREGATION, f.shape[1], scale)
