@@ -6,8 +6,9 @@ the exported form: full conf matrix, full-resolution fine maps, unfold, one matc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,15 @@ def _features_for_pyramid(
         valid = torch.tensor([network.settings.size0], dtype=torch.int32)
     coarse0, coarse1 = network.transform(coarse0, coarse1, valid, valid)
     return coarse0, coarse1, middle, fine
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small tensors gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -184,12 +194,13 @@ class Plain:
             keep &= (conf == conf.max(1, keepdim=True)[0]) & (conf == conf.max(0, keepdim=True)[0])
         sizes = [tuple(c.shape[-2:]) for c in (coarse0, coarse1)]
         limits = sizes if valid is None else [(h // 8, w // 8) for h, w in valid]
+        maps = fine0[0].numpy(), F.pad(fine1[0], (1, 1, 1, 1)).numpy()
         cells, scores, points0, points1 = [], [], [], []
         for i, j in keep.nonzero().tolist():
             at = [divmod(cell, size[1]) for cell, size in zip((i, j), sizes, strict=True)]
             if not all(2 <= p[0] < m[0] - 2 and 2 <= p[1] < m[1] - 2 for p, m in zip(at, limits, strict=True)):
                 continue
-            point0, point1 = self.refine(fine0, fine1, at[0], at[1])
+            point0, point1 = self.refine(*maps, at[0], at[1])
             cells.append((i, j))
             scores.append(float(conf[i, j]))
             points0.append(point0)
@@ -202,25 +213,30 @@ class Plain:
         )
 
     def refine(
-        self, fine0: Tensor, fine1: Tensor, at0: tuple[int, int], at1: tuple[int, int]
+        self, fine0: np.ndarray, fine1: np.ndarray, at0: tuple[int, int], at1: tuple[int, int]
     ) -> tuple[list[float], list[float]]:
-        """Both fine stages for one pair of cells (row, column)."""
-        channels, tail = fine0.shape[1], self.network.architecture.regress_channels
-        window0 = fine0[0, :, 8 * at0[0] : 8 * at0[0] + 8, 8 * at0[1] : 8 * at0[1] + 8].reshape(channels, 64)
-        padded = F.pad(fine1[0], (1, 1, 1, 1))
-        window1 = padded[:, 8 * at1[0] : 8 * at1[0] + 10, 8 * at1[1] : 8 * at1[1] + 10].reshape(channels, 100)
-        first = (window0[:-tail] / channels**0.5).T @ (window1[:-tail] / channels**0.5)
-        conf = (first.softmax(0) * first.softmax(1)).reshape(64, 10, 10)[:, 1:-1, 1:-1].reshape(-1)
+        """Both fine stages for one pair of cells (row, column), on maps (C, H, W) and (C, H + 2, W + 2) padded by zeros."""
+        channels, tail = len(fine0), self.network.architecture.regress_channels
+        window0 = fine0[:, 8 * at0[0] : 8 * at0[0] + 8, 8 * at0[1] : 8 * at0[1] + 8].reshape(channels, 64)
+        window1 = fine1[:, 8 * at1[0] : 8 * at1[0] + 10, 8 * at1[1] : 8 * at1[1] + 10].reshape(channels, 100)
+        scale = np.float32(channels**0.5)
+        first = (window0[:-tail] / scale).T @ (window1[:-tail] / scale)
+        conf = (softmax(first, 0) * softmax(first, 1)).reshape(64, 10, 10)[:, 1:-1, 1:-1].reshape(-1)
         left, right = divmod(int(conf.argmax()), 64)
-        second = (window0[-tail:].T @ (window1[-tail:] / tail**0.5)).reshape(64, 10, 10)[left]
+        second = (window0[-tail:].T @ (window1[-tail:] / np.float32(tail**0.5))).reshape(64, 10, 10)[left]
         row, column = divmod(right, 8)
-        heat = torch.stack([second[row + dy, column + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
-        heat = (heat / 10.0).softmax(0)
-        move_x = float(sum(heat[k] * dx for k, (dy, dx) in enumerate((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1))))
-        move_y = float(sum(heat[k] * dy for k, (dy, dx) in enumerate((a, b) for a in (-1, 0, 1) for b in (-1, 0, 1))))
+        steps = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]
+        heat = softmax(np.asarray([second[row + dy, column + dx] for dy, dx in steps]) / np.float32(10.0), 0)
+        move_x = float(sum(h * dx for h, (_, dx) in zip(heat, steps, strict=True)))
+        move_y = float(sum(h * dy for h, (dy, _) in zip(heat, steps, strict=True)))
         point0 = [8 * at0[1] + left % 8 - 3.5, 8 * at0[0] + left // 8 - 3.5]
         point1 = [8 * at1[1] + column - 3.5 + move_x, 8 * at1[0] + row - 3.5 + move_y]
         return point0, point1
+
+
+def softmax(values: np.ndarray, axis: int) -> np.ndarray:
+    raised = np.exp(values - values.max(axis, keepdims=True))
+    return np.asarray(raised / raised.sum(axis, keepdims=True))
 
 
 @pytest.fixture(scope="session")
@@ -231,3 +247,57 @@ def plain() -> type[Plain]:
 @pytest.fixture(scope="session")
 def pairs() -> Callable[..., tuple[Tensor, Tensor]]:
     return shifted_pair
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How fixed-size outputs differ from plain matches: cells only in one, and the largest differences on shared ones."""
+
+    matches: int
+    missing: frozenset[tuple[int, int]]
+    extra: frozenset[tuple[int, int]]
+    keypoints0: float
+    keypoints1: float
+    score: float
+
+    def require(self, *, at_least: int, keypoints1: float = 2e-5, score: float = 1e-4) -> None:
+        """Equal sets of at least `at_least` matches, keypoints0 equal, the rest within the limits."""
+        assert self.matches >= at_least, f"only {self.matches} matches: the comparison would be empty"
+        assert not self.missing, f"missing {sorted(self.missing)[:5]}"
+        assert not self.extra, f"extra {sorted(self.extra)[:5]}"
+        assert self.keypoints0 == 0.0
+        assert self.keypoints1 <= keypoints1
+        assert self.score <= score
+
+
+def compare(expected: PlainMatches, outputs: Sequence[Any], threshold: float, entry: int = 0) -> Difference:
+    """Outputs (arrays or tensors, in the network's order) of batch entry `entry`, above `threshold`, against `expected`."""
+    points0, points1, scores, cells = (np.asarray(o)[entry] for o in list(outputs)[:4])
+    slots = np.flatnonzero(scores > threshold)
+    found = {(int(cells[s, 0]), int(cells[s, 1])): s for s in slots}
+    assert len(found) == len(slots), "the same pair of cells came back twice"
+    wanted = {cell: n for n, cell in enumerate(expected.cells)}
+    shared = [(wanted[c], found[c]) for c in wanted.keys() & found.keys()]
+    rows, at = [a for a, _ in shared], [b for _, b in shared]
+
+    def largest(a: np.ndarray, b: np.ndarray) -> float:
+        return float(np.abs(a - b).max()) if a.size else 0.0
+
+    return Difference(
+        matches=len(wanted),
+        missing=frozenset(wanted.keys() - found.keys()),
+        extra=frozenset(found.keys() - wanted.keys()),
+        keypoints0=largest(expected.keypoints0[rows], points0[at]),
+        keypoints1=largest(expected.keypoints1[rows], points1[at]),
+        score=largest(expected.scores[rows], scores[at]),
+    )
+
+
+@pytest.fixture(scope="session")
+def differ() -> Callable[..., Difference]:
+    return compare
+
+
+@pytest.fixture(scope="session")
+def swapped() -> Callable[[Tensor], Tensor]:
+    return swap_halves

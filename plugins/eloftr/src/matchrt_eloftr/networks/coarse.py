@@ -84,7 +84,9 @@ class CoarseMatcher(nn.Module):
         highest = torch.cat(best, 1).amax(1) + (1.0 - pieces.cells1.inside.float()) * EXCLUDED
         mutual = torch.cat(own, 1)[..., 0] >= highest.gather(1, column)
         value = torch.cat(values, 1)[..., 0]
-        score = value.clamp(min=0.0) if self.settings.score == "similarity" else value.exp()
+        score = value.exp()
+        if self.settings.score == "similarity":
+            score = torch.cat(own, 1)[..., 0].clamp(min=0.0)
         score = torch.where(mutual & pieces.cells0.inside, score, torch.zeros_like(score))
         return score, column, (score > self.settings.score_floor).sum(1)
 
