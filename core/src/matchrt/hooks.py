@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matchrt.backends import BackendSpec
     from matchrt.files.writers import Writer
     from matchrt.geometry.transform import ImageGeometry
-    from matchrt.images.read import Image
+    from matchrt.images.image import Image
     from matchrt.matches import Matches
     from matchrt.model import (
         ExampleInputs,

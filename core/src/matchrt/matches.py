@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import os
 
     from matchrt.geometry.robust import RobustFit
-    from matchrt.images.read import Image
+    from matchrt.images.image import Image
     from matchrt.model import Size
 
 
@@ -120,12 +120,11 @@ class Matches:
         )
 
     def _caption(self, inliers: np.ndarray | None) -> str:
-        parts = [self.matcher, f"{len(self)} matches"]
+        parts = ["RANDOM WEIGHTS, the matches mean nothing" if self.random_weights else "", self.matcher]
+        parts.append(f"{len(self)} matches")
         if inliers is not None:
             parts.append(f"{int(np.count_nonzero(inliers))} inliers")
         parts.append(" ".join(p for p in (self.backend, self.precision) if p))
-        if self.random_weights:
-            parts.append("RANDOM WEIGHTS: the matches mean nothing")
         return " · ".join(p for p in parts if p)
 
     def metadata(self) -> dict[str, Any]:

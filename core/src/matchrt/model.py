@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Literal
 
 from matchrt.errors import PluginError, UsageError
 from matchrt.settings import Setting, Settings
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Size = tuple[int, int]
 """(height, width) in pixels."""

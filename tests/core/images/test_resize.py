@@ -62,6 +62,19 @@ def test_antialiased_on_photographs_both_ways(name: str) -> None:
         assert np.abs(difference).max() <= 2e-6
 
 
+def test_any_number_of_channels() -> None:
+    pixels = RNG.random((40, 60, 7), dtype=np.float32)
+    assert np.abs(images.resize_antialiased(pixels, (17, 31)) - kornia_resize(pixels, (17, 31))).max() <= 2e-6
+
+
+def test_grey_may_be_taken_before_the_resize() -> None:
+    """Both are linear, so a third of the work gives what kornia's order, resize and then grey, gives."""
+    photograph = photographs.astronaut().astype(np.float32) / 255
+    before = images.resize_antialiased(images.to_grey_float(photograph), (333, 400))
+    after = images.to_grey_float(images.resize_antialiased(photograph, (333, 400)))
+    assert np.abs(before - after).max() <= 5e-7
+
+
 def test_the_gaussian_matters() -> None:
     noise = RNG.random((300, 400), dtype=np.float32)
     plain = images.resize_bilinear(noise, (100, 133))

@@ -124,7 +124,9 @@ def test_interleave_puts_every_row_where_its_words_say(
         for d in range(dim):
             for p in range(count):
                 row = 0
-                for word, index in sorted(zip(("head", "dim", "part"), (h, d, p)), key=lambda w: order.split().index(w[0])):
+                for word, index in sorted(
+                    zip(("head", "dim", "part"), (h, d, p), strict=True), key=lambda w: order.split().index(w[0])
+                ):
                     row = row * sizes[word] + index
                 assert torch.equal(joined.select(axis, row), parts[p].select(axis, h * dim + d))
     back = apply({"all": joined}, [Split("all", keys, axis=axis, layout=layout)])
@@ -168,7 +170,7 @@ def test_same_collapses_equal_tensors_and_refuses_one_flipped_bit() -> None:
     assert len(result.origins["0.to_qk"]) == 2
     other = weight.clone()
     other.view(torch.int32)[3, 3] ^= 1
-    with pytest.raises(WeightsError, match="'0.q_proj' and '0.k_proj' must be the same tensor"):
+    with pytest.raises(WeightsError, match=r"'0.q_proj' and '0.k_proj' must be the same tensor"):
         apply({"0.q_proj": weight, "0.k_proj": other}, [rule])
     with pytest.raises(WeightsError, match="must be the same"):
         apply({"0.q_proj": torch.zeros(2), "0.k_proj": -torch.zeros(2)}, [rule])
@@ -263,8 +265,19 @@ def test_impossible_rules_are_refused_when_built(build: object, words: str) -> N
 
 
 def test_rules_report_headers_and_fetch_load_without_torch() -> None:
-    modules = ("rules", "report", "names", "safetensors_header", "containers", "pickles", "hashing", "fetch", "describe")
+    modules = (
+        "rules",
+        "report",
+        "names",
+        "safetensors_header",
+        "containers",
+        "pickles",
+        "hashing",
+        "fetch",
+        "describe",
+    )
     code = "import sys\n" + "".join(f"import matchrt.weights.{m}\n" for m in modules)
-    code += "print([m for m in ('torch', 'onnx', 'onnxruntime', 'cv2', 'tensorrt', 'numpy', 'safetensors') if m in sys.modules])"
+    heavy = ("torch", "onnx", "onnxruntime", "cv2", "tensorrt", "numpy", "safetensors")
+    code += f"print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,7 +9,7 @@ from pathlib import Path
 from matchrt.bundle import read_bundle
 from matchrt.errors import BundleError, EnvironmentLackError
 from matchrt.plugins import Plugins
-from matchrt.weights.cache import cache_folder
+from matchrt.weights.fetch import cache_folder
 from matchrt.weights.hashing import file_sha256
 from matchrt.weights.locate import find_weights
 
@@ -26,7 +26,7 @@ def bundle_for_name(plugins: Plugins, matcher_id: str, variant_name: str | None)
     variant = spec.variant(variant_name)
     paths = find_weights(spec, variant, {})
     key = json.dumps([spec.id, variant.name, {r: file_sha256(p) for r, p in paths.items()}, __version__])
-    folder = cache_folder() / "bundles" / f"{spec.id}-{variant.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    folder = cache_folder("bundles") / f"{spec.id}-{variant.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.exists():
         try:
             return read_bundle(folder).path

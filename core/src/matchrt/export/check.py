@@ -15,7 +15,8 @@ from matchrt.backends.onnxruntime import OnnxRuntimeBackend
 from matchrt.errors import VerificationError
 from matchrt.export.compare import MatchDifference, TensorDifference, compare_matches, compare_tensors
 from matchrt.export.onnx_export import named_outputs
-from matchrt.images.read import Image, read_image
+from matchrt.images.image import Image
+from matchrt.images.read import read_image
 from matchrt.matches import Matches
 from matchrt.model import MatcherSpec, NetworkSpec, Parity, Settings, Step, Variant
 from matchrt.plugins.dispatch import MatcherHooks

@@ -134,7 +134,7 @@ def _torchscript(
     torch.onnx.export(
         module,
         tensors,
-        buffer,
+        buffer,  # type: ignore[arg-type]  # a stream is accepted
         dynamo=False,
         opset_version=opset,
         input_names=list(names),

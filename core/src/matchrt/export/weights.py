@@ -30,7 +30,7 @@ class LoadedWeights:
     sources: tuple[SourceFile, ...]
     random_seed: int | None
     licence: str
-    report: Mapping[str, Any]
+    report: dict[str, Any]
 
     def counts(self) -> dict[str, Any]:
         """How many names are in each class."""

@@ -1,8 +1,9 @@
-"""Output formats by suffix. A format is a `Writer`; plugins register more of them."""
+"""Output formats for matches, chosen by the file's suffix; plugins register more of them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +16,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """A format. `write` is "module:function", imported at first use and called with (path, Matches)."""
+    """One output format. `suffixes` are lower-case with their dot.
+
+    `write` is "module:function", imported at first use; the function is called with (path, matches) and writes a single pair,
+    whole or not at all.
+    """
 
     name: str
     suffixes: tuple[str, ...]
-    write: str
     description: str
+    write: str
 
     def __call__(self, path: Path, matches: Matches) -> None:
         """Write `matches` to `path`."""
@@ -30,45 +35,45 @@ class Writer:
         getattr(importlib.import_module(module), function)(path, matches)
 
 
-BUILT_IN = (
-    Writer(
-        name="npz",
-        suffixes=(".npz",),
-        write="matchrt.files.matches:write_npz",
-        description="numpy arrays keypoints0, keypoints1, scores, and the metadata as JSON text",
-    ),
-    Writer(
-        name="json",
-        suffixes=(".json",),
-        write="matchrt.files.matches:write_json",
-        description="the same as JSON",
-    ),
+def find_writer(path: str | os.PathLike[str], writers: Mapping[str, Writer] | None = None) -> Writer:
+    """The format for the suffix of `path`; `writers` maps suffixes to formats (None: all registered ones).
+
+    Raises `UsageError` for a suffix without a format, naming those that have one.
+    """
+    if writers is None:
+        from matchrt.plugins import get_plugins
+
+        writers = get_plugins().writers
+    suffix = Path(path).suffix.lower()
+    if suffix not in writers:
+        names = ", ".join(f"{s} ({w.description})" for s, w in writers.items())
+        problem = f"no format has the suffix {suffix!r}" if suffix else "it has no suffix to choose the format by"
+        raise UsageError(f"cannot save matches to {path}: {problem}", hint=f"known suffixes: {names}")
+    return writers[suffix]
+
+
+def write_matches(
+    path: str | os.PathLike[str], matches: Matches, *, writers: Mapping[str, Writer] | None = None
+) -> None:
+    """Write `matches` in the format of the path's suffix. Raises as `find_writer`, and whatever the format raises."""
+    find_writer(path, writers)(Path(path), matches)
+
+
+_FORMATS = "matchrt.files.formats:"
+BUILT_IN: tuple[Writer, ...] = (
+    Writer(name="npz", suffixes=(".npz",), description="NumPy arrays and metadata", write=_FORMATS + "write_npz"),
+    Writer(name="json", suffixes=(".json",), description="JSON", write=_FORMATS + "write_json"),
     Writer(
         name="hloc",
         suffixes=(".h5", ".hdf5"),
-        write="matchrt.files.matches:write_hloc",
-        description="hloc's features and matches in one HDF5 file (needs h5py)",
+        description="hloc HDF5, features and matches; needs h5py",
+        write=_FORMATS + "write_hloc",
     ),
     Writer(
         name="colmap",
         suffixes=(".txt",),
-        write="matchrt.files.matches:write_colmap_text",
-        description="COLMAP's raw match list: a line with both names, then index pairs",
+        description="COLMAP match list, keypoints beside it in NAME.features",
+        write=_FORMATS + "write_colmap",
     ),
 )
-
-
-def find_writer(path: str | os.PathLike[str]) -> Writer:
-    """The writer for the suffix of `path`. Raises `UsageError` naming the known suffixes."""
-    from matchrt.plugins import get_plugins
-
-    writers = get_plugins().writers
-    suffix = Path(path).suffix.lower()
-    if suffix not in writers:
-        raise UsageError(f"cannot save to {path}: unknown suffix {suffix!r}", hint=f"known: {', '.join(writers)}")
-    return writers[suffix]
-
-
-def write_matches(path: str | os.PathLike[str], matches: Matches) -> None:
-    """Write `matches` in the format of the suffix of `path`. Raises `UsageError`, `OSError`."""
-    find_writer(path)(Path(path), matches)
+"""The formats that come with matchrt, in the order in which they are listed."""

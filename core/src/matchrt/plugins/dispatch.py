@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from matchrt.geometry.transform import ImageGeometry
-    from matchrt.images.read import Image
+    from matchrt.images.image import Image
     from matchrt.matches import Matches
     from matchrt.patches import Patch
     from matchrt.weights.rules import Rule

@@ -83,10 +83,13 @@ class Plugins:
                 candidates.append(found)
         refused = discovery.clashes(candidates)
         plugins.failed += [FailedPlugin(found, (reason,)) for found, reason in refused.items()]
-        good = []
+        good: list[LoadedPlugin] = []
         for found in (*BUILT_IN, *(c for c in candidates if c not in refused)):
             result = _load(found)
-            (good if isinstance(result, LoadedPlugin) else plugins.failed).append(result)  # type: ignore[arg-type]
+            if isinstance(result, LoadedPlugin):
+                good.append(result)
+            else:
+                plugins.failed.append(result)
         plugins._register(plugins._without_claims(good))
         return plugins
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from matchrt.runtime.load import load
+from matchrt.runtime.loading import load
 from matchrt.runtime.matcher import Matcher
 
 __all__ = ["Matcher", "load"]

@@ -15,7 +15,8 @@ import numpy as np
 from matchrt.backends import BackendSpec, Engine, Session
 from matchrt.bundle import Bundle
 from matchrt.errors import BackendError, UsageError
-from matchrt.images.read import Image, read_image
+from matchrt.images.image import Image
+from matchrt.images.read import read_image
 from matchrt.matches import Matches
 from matchrt.model import Settings
 from matchrt.plugins.dispatch import MatcherHooks

@@ -44,8 +44,9 @@ def check_inputs(contract: NetworkContract, manifest: BundleManifest, inputs: Ma
             )
         for size, wanted in zip(array.shape, spec.shape, strict=True):
             axis = axes.get(wanted) if isinstance(wanted, str) else None
-            if size != wanted if isinstance(wanted, int) else axis and not axis.min <= size <= axis.max:
-                bounds = f" with {axis.name} in {axis.min}..{axis.max}" if axis else ""
+            fits = size == wanted if axis is None else axis.min <= size <= axis.max and size % axis.divisor == 0
+            if not fits and (axis or isinstance(wanted, int)):
+                bounds = f" with {axis.name} in {axis.min}..{axis.max} by {axis.divisor}" if axis else ""
                 raise BackendError(
                     f"network {contract.name!r}: input {spec.name!r} must be {_describe(spec)}{bounds}, got {list(array.shape)}"
                 )

@@ -106,11 +106,19 @@ def _identify_zip(path: Path, size: int) -> Kind:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as error:
+            _check_zip(path, size, members)
+            _check_sums(path, archive)
+    except (WeightsError, MemoryError):
+        raise
+    except Exception as error:  # zipfile reports damage as BadZipFile, EOFError, NotImplementedError, struct.error, …
         raise WeightsError(
             f"{path} is truncated or damaged: the zip directory at its end cannot be read (the file has {size} bytes)",
             hint="Download or copy the file again.",
         ) from error
+    return "torch-zip"
+
+
+def _check_zip(path: Path, size: int, members: list[zipfile.ZipInfo]) -> None:
     declared = sum(member.file_size for member in members)
     if declared > 4 * size + 1_000_000:
         raise WeightsError(f"{path} is refused: its {len(members)} parts declare {declared} bytes, the file has {size}")
@@ -123,4 +131,17 @@ def _identify_zip(path: Path, size: int) -> Kind:
     if not any(name.endswith("data.pkl") for name in names):
         shown = ", ".join(names[:3]) or "nothing"
         raise WeightsError(f"{path} is a zip archive without a PyTorch checkpoint (it holds {shown})", hint=_SUPPORTED)
-    return "torch-zip"
+
+
+def _check_sums(path: Path, archive: zipfile.ZipFile) -> None:
+    """Compare every part with its CRC-32, which torch leaves out when it maps the file: a flipped bit is an error."""
+    damaged: str | None
+    try:
+        damaged = archive.testzip()
+    except Exception as error:
+        damaged = f"one ({error})"
+    if damaged is not None:
+        raise WeightsError(
+            f"{path} is damaged: its part {damaged} does not have the checksum that was stored with it",
+            hint="Download or copy the file again.",
+        )

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from importlib.resources import files as package_files
 from pathlib import Path
 
-from matchrt.weights.cache import weights_folder
-
 from matchrt.errors import UsageError, WeightsError
 from matchrt.model import MatcherSpec, Variant, WeightsFile
+from matchrt.weights.fetch import cache_folder
 
 
 def find_weights(spec: MatcherSpec, variant: Variant, given: Mapping[str, Path]) -> dict[str, Path]:
@@ -36,7 +35,10 @@ def find_weights(spec: MatcherSpec, variant: Variant, given: Mapping[str, Path])
 def shipped_or_fetched(spec: MatcherSpec, file: WeightsFile) -> Path | None:
     """Where `file` lies, if its package ships it or it was fetched."""
     if file.package:
-        place = Path(str(package_files(file.package) / file.filename))
+        try:
+            place = Path(str(package_files(file.package) / file.filename))
+        except ModuleNotFoundError:
+            return None
         return place if place.is_file() else None
     place = fetched_path(spec, file)
     return place if place.is_file() else None
@@ -44,4 +46,4 @@ def shipped_or_fetched(spec: MatcherSpec, file: WeightsFile) -> Path | None:
 
 def fetched_path(spec: MatcherSpec, file: WeightsFile) -> Path:
     """Where `matchrt fetch` puts `file`."""
-    return weights_folder() / spec.id / file.filename
+    return cache_folder() / spec.id / file.filename

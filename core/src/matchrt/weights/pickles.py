@@ -13,12 +13,8 @@ _HARMLESS = ("torch", "collections.OrderedDict", "numpy", "_codecs.encode")
 
 def suspicious_globals(path: Path) -> list[str]:
     """Return the dotted names that the pickle in `path` refers to and plain tensors do not need, in file order."""
-    found: list[str] = []
-    for stream in _streams(path):
-        for name in _globals(stream):
-            if name not in found and not _is_harmless(name):
-                found.append(name)
-    return found
+    names = [name for stream in _streams(path) for name in _globals(stream)]
+    return [name for name in dict.fromkeys(names) if not _is_harmless(name)]
 
 
 def _is_harmless(name: str) -> bool:
@@ -26,12 +22,15 @@ def _is_harmless(name: str) -> bool:
 
 
 def _streams(path: Path) -> list[io.BytesIO]:
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            members = [m for m in archive.infolist() if m.filename.endswith("data.pkl")]
-            return [io.BytesIO(archive.open(member).read(_MAX_BYTES)) for member in members]
-    with path.open("rb") as file:
-        return [io.BytesIO(file.read(_MAX_BYTES))]
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                members = [m for m in archive.infolist() if m.filename.endswith("data.pkl")]
+                return [io.BytesIO(archive.open(member).read(_MAX_BYTES)) for member in members]
+        with path.open("rb") as file:
+            return [io.BytesIO(file.read(_MAX_BYTES))]
+    except Exception:  # damaged in one of the many ways that zipfile reports differently: nothing can be named
+        return []
 
 
 def _globals(stream: io.BytesIO) -> list[str]:

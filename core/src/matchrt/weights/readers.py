@@ -96,11 +96,13 @@ def _load_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _load_torch(path: Path, kind: Kind) -> Any:
-    mmap = kind == "torch-zip" and _is_uncompressed(path)
+    """Load with `weights_only=True`: mapped where torch can, else through an open file, whose suffix torch ignores."""
+    # torch.load takes a path that ends in .safetensors for one, and would map compressed members as if they were not.
+    mmap = kind == "torch-zip" and path.suffix != ".safetensors" and _is_uncompressed(path)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            return torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except MemoryError as error:
         raise WeightsError(f"{path} declares more data than this machine has memory for") from error
     except Exception as error:  # whatever a damaged or hostile pickle provokes in the unpickler

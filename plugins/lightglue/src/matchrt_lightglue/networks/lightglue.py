@@ -6,12 +6,11 @@ are left out: every layer runs and every point stays, which is what the publishe
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from matchrt.errors import UsageError
 
@@ -46,8 +45,10 @@ class LightGlue(nn.Module):
     """Matcher of two sets of described keypoints.
 
     `input_dim`: D of the descriptors (an `input_proj` exists only where it differs from `dim`). `dim`: model width.
-    `heads`: attention heads; `dim / heads` must be even. `n_layers`: self- and cross-attention layers. `add_scale_ori`:
-    keypoints carry scale and orientation (SIFT); not supported.
+    `heads`: attention heads; `dim / heads` must be even. `n_layers`: self- and cross-attention layers.
+    `add_scale_ori`: keypoints carry scale and orientation (SIFT); not supported. `equal_counts`: what an export assumes
+    of K0 and K1 when their axes are dynamic; equal counts stack both images on the batch, which halves the operations.
+    Eager runs and exports with static counts look at the counts themselves.
 
     Raises `UsageError` for settings that do not fit together.
     """
@@ -55,7 +56,14 @@ class LightGlue(nn.Module):
     confidence_thresholds: Tensor
 
     def __init__(
-        self, *, input_dim: int = 256, dim: int = 256, heads: int = 4, n_layers: int = 9, add_scale_ori: bool = False
+        self,
+        *,
+        input_dim: int = 256,
+        dim: int = 256,
+        heads: int = 4,
+        n_layers: int = 9,
+        add_scale_ori: bool = False,
+        equal_counts: bool = True,
     ) -> None:
         super().__init__()
         if add_scale_ori:
@@ -63,6 +71,7 @@ class LightGlue(nn.Module):
         if dim % heads or (dim // heads) % 2:
             raise UsageError(f"dim {dim} must split into {heads} heads of an even width")
         self.input_dim, self.dim, self.heads, self.n_layers = input_dim, dim, heads, n_layers
+        self.equal_counts = equal_counts
         if input_dim != dim:
             self.input_proj: nn.Module = nn.Linear(input_dim, dim)
         else:
@@ -73,7 +82,12 @@ class LightGlue(nn.Module):
         self.token_confidence = nn.ModuleList(TokenConfidence(dim) for _ in range(n_layers - 1))
         steps = torch.arange(n_layers, dtype=torch.float64)
         thresholds = (0.8 + 0.1 * torch.exp(-4.0 * steps / n_layers)).clamp(0, 1)
-        self.register_buffer("confidence_thresholds", thresholds.to(torch.float32))
+        self.register_buffer("confidence_thresholds", thresholds.to(torch.float32), persistent=False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Some published states carry the early exit's thresholds and some do not; they follow from the depth.
+        state_dict.pop(f"{prefix}confidence_thresholds", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(
         self,
@@ -96,8 +110,7 @@ class LightGlue(nn.Module):
         for layer in self.transformers:
             state = layer(state)
         x0, x1 = state.split()
-        assignment = self.log_assignment[self.n_layers - 1].inner(x0, x1, count0, count1)
-        return mutual_matches(assignment, count0, count1)
+        return mutual_matches(self._last_assignment().inner(x0, x1, count0, count1), count0, count1)
 
     def forward_training(
         self,
@@ -130,6 +143,11 @@ class LightGlue(nn.Module):
         """Log-assignments (B, K0 + 1, K1 + 1) after every layer; arguments as `forward`."""
         return self.forward_training(*inputs).log_assignments
 
+    def _last_assignment(self) -> MatchAssignment:
+        head = self.log_assignment[self.n_layers - 1]
+        assert isinstance(head, MatchAssignment)
+        return head
+
     def _begin(
         self,
         keypoints0: Tensor,
@@ -141,18 +159,17 @@ class LightGlue(nn.Module):
         count1: Tensor,
         size1: Tensor,
     ) -> State:
-        images = [
-            Points(
-                self.input_proj(descriptors),
-                *self.posenc(normalise_keypoints(keypoints, size)),
-                key_bias(count, keypoints.shape[1], descriptors.dtype),
-            )
-            for keypoints, descriptors, count, size in (
-                (keypoints0, descriptors0, count0, size0),
-                (keypoints1, descriptors1, count1, size1),
-            )
-        ]
-        return State.join(*images)
+        points0 = self._points(keypoints0, descriptors0, count0, size0)
+        points1 = self._points(keypoints1, descriptors1, count1, size1)
+        n0, n1 = keypoints0.shape[1], keypoints1.shape[1]
+        # While a graph is traced, sizes of dynamic axes are symbols, not ints.
+        known = isinstance(n0, int) and isinstance(n1, int)
+        return State.join(points0, points1, stacked=n0 == n1 if known else self.equal_counts)
+
+    def _points(self, keypoints: Tensor, descriptors: Tensor, count: Tensor, size: Tensor) -> Points:
+        cos, sin = self.posenc(normalise_keypoints(keypoints, size))
+        x = self.input_proj(descriptors)
+        return Points(x, cos, sin, key_bias(count, keypoints.shape[1], x.dtype))
 
 
 class Points(NamedTuple):
@@ -172,18 +189,24 @@ class State(NamedTuple):
     """Both images' tokens: stacked on the batch where they hold equally many points, else side by side."""
 
     groups: tuple[Points, ...]
+    """One group of 2B (images 0, then images 1) or two groups of B."""
+    partner: Tensor
+    """(2B,) int64: where each stacked image's partner is; empty for two groups."""
 
     @staticmethod
-    def join(points0: Points, points1: Points) -> State:
-        """Stack both images when their numbers of points are known to be equal, which halves the operations."""
-        if statically_known_true(points0.x.shape[1] == points1.x.shape[1]):
-            return State((Points(*(torch.cat(pair) for pair in zip(points0, points1, strict=True))),))
-        return State((points0, points1))
+    def join(points0: Points, points1: Points, *, stacked: bool) -> State:
+        """The state of both images' tokens."""
+        if not stacked:
+            return State((points0, points1), torch.empty(0, dtype=torch.int64))
+        batch = points0.x.shape[0]
+        first = torch.arange(batch, device=points0.x.device)
+        points = Points(*(torch.cat(pair) for pair in zip(points0, points1, strict=True)))
+        return State((points,), torch.cat((first + batch, first)))
 
     def split(self) -> tuple[Tensor, Tensor]:
         """Features of image 0 and of image 1."""
         if len(self.groups) == 1:
-            x0, x1 = self.groups[0].x.chunk(2)
+            x0, x1 = self.groups[0].x.unflatten(0, (2, -1)).unbind(0)
             return x0, x1
         return self.groups[0].x, self.groups[1].x
 
@@ -214,9 +237,10 @@ class TransformerLayer(nn.Module):
         """One layer on the tokens of both images."""
         groups = tuple(p._replace(x=self.self_attn(p)) for p in state.groups)
         if len(groups) == 1:
-            return State((groups[0]._replace(x=self.cross_attn.forward_stacked(groups[0])),))
+            x = self.cross_attn.forward_stacked(groups[0], state.partner)
+            return state._replace(groups=(groups[0]._replace(x=x),))
         x0, x1 = self.cross_attn(groups[0], groups[1])
-        return State((groups[0]._replace(x=x0), groups[1]._replace(x=x1)))
+        return state._replace(groups=(groups[0]._replace(x=x0), groups[1]._replace(x=x1)))
 
 
 class SelfBlock(nn.Module):
@@ -266,11 +290,11 @@ class CrossBlock(nn.Module):
         message1 = self.to_out(attention(q1, k0, v0, points0.bias))
         return update(self.ffn, points0.x, message0), update(self.ffn, points1.x, message1)
 
-    def forward_stacked(self, points: Points) -> Tensor:
-        """Updated features (2B, N, dim) for images 0 stacked on images 1."""
+    def forward_stacked(self, points: Points, partner: Tensor) -> Tensor:
+        """Updated features (2B, N, dim) for images 0 stacked on images 1; `partner` (2B,) as in `State`."""
         q, k, v = self.project(points.x)
-        message = self.to_out(attention(q, swap_halves(k), swap_halves(v), swap_halves(points.bias)))
-        return update(self.ffn, points.x, message)
+        k, v, bias = (t.index_select(0, partner) for t in (k, v, points.bias))
+        return update(self.ffn, points.x, self.to_out(attention(q, k, v, bias)))
 
 
 class MatchAssignment(nn.Module):
@@ -336,7 +360,7 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """Softmax attention of `q` (B, heads, N, d), already scaled, over `k`, `v` (B, heads, M, d); returns (B, N, heads·d).
+    """Softmax attention of `q` (B, heads, N, d), already scaled, over `k` and `v` (B, heads, M, d): (B, N, heads·d).
 
     Plain products in four dimensions with the scale applied before: the form that TensorRT fuses.
     """
@@ -346,7 +370,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 def update(ffn: nn.Sequential, x: Tensor, message: Tensor) -> Tensor:
     """Residual feed-forward update of `x` (B, N, dim) by `message` (B, N, dim)."""
-    return x + ffn(torch.cat((x, message), dim=-1))
+    change: Tensor = ffn(torch.cat((x, message), dim=-1))
+    return x + change
 
 
 def feed_forward(dim: int) -> nn.Sequential:
@@ -358,12 +383,6 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, N, heads·d) to (B, heads, N, d)."""
     batch, count, dim = x.shape
     return x.reshape(batch, count, heads, dim // heads).transpose(1, 2)
-
-
-def swap_halves(x: Tensor) -> Tensor:
-    """Exchange the two halves of the batch: what belongs to image 0 and what to image 1."""
-    first, second = x.chunk(2)
-    return torch.cat((second, first))
 
 
 def valid_points(count: Tensor, total: int) -> Tensor:

@@ -35,7 +35,7 @@ class DenseFeatures(NamedTuple):
 
 
 class Keypoints(NamedTuple):
-    """K keypoints per image, best first; entries from `count` on are filler (zeros)."""
+    """K keypoints per image, best first; entries from `counts` on are filler (zeros)."""
 
     keypoints: Tensor
     """(B, K, 2) float32, (x, y) in pixels of the original image."""
@@ -43,7 +43,7 @@ class Keypoints(NamedTuple):
     """(B, K) float32, descending; 0 for filler."""
     descriptors: Tensor
     """(B, K, D) of unit length; zeros for filler."""
-    count: Tensor
+    counts: Tensor
     """(B,) int32, how many entries are keypoints."""
 
 
@@ -127,7 +127,7 @@ class SuperPoint(nn.Module):
         # Indices stay integers: a detour through float16 cannot hold them.
         width = dense.scores.shape[2]
         index = torch.where(valid, index, torch.zeros_like(index)).to(torch.int32)
-        row = torch.div(index, width, rounding_mode="trunc")
+        row = index // width
         position = torch.stack((index - row * width, row), dim=-1).to(torch.float32)
 
         mask = valid.to(torch.float32).unsqueeze(-1)
@@ -201,7 +201,7 @@ def local_maxima(scores: Tensor, inside: Tensor, radius: int) -> Tensor:
     """Mask of the local maxima of `scores` (B, H, W) in a (2·radius+1)² window, as `simple_nms` of cvg/LightGlue.
 
     A pixel that equals its window's maximum is kept; two more rounds look for maxima among what is neither kept nor
-    within `radius` of something kept. Pixels outside `inside` (B, H, W) bool are never maxima. Plateaus keep every pixel.
+    within `radius` of something kept. Pixels outside `inside` (B, H, W) bool are never maxima. A plateau is kept whole.
     """
     maxima = (scores == _window_max(scores, radius)) & inside
     for _ in range(2):
@@ -212,7 +212,7 @@ def local_maxima(scores: Tensor, inside: Tensor, radius: int) -> Tensor:
 
 
 def _window_max(x: Tensor, radius: int) -> Tensor:
-    """Maximum over a square window, by columns and then by rows: the same numbers from 4r+2 instead of (2r+1)² reads."""
+    """Maximum over a square window, by columns and then by rows: the same numbers from fewer reads."""
     side = 2 * radius + 1
     x = F.max_pool2d(x.unsqueeze(1), (side, 1), stride=1, padding=(radius, 0))
     return F.max_pool2d(x, (1, side), stride=1, padding=(0, radius)).squeeze(1)

@@ -20,13 +20,15 @@ def load(
     precision: str = "fp32",
     provider: str | None = None,
     threads: int = 0,
+    settings: Mapping[str, object] | None = None,
     plugins: Plugins | None = None,
-    **settings: object,
+    **more_settings: object,
 ) -> Matcher:
     """A matcher from a bundle's folder, or from a name ("superpoint-lightglue:mini") whose weights are at hand.
 
     A name is converted once and kept in the user's cache (needs the extra `[convert]` that first time).
-    `settings` are match settings (`threshold=0.2`). Raises `BundleError`, `UsageError`, `EnvironmentLackError`, `BackendError`.
+    Match settings are given as keywords (`threshold=0.2`) or as a mapping.
+    Raises `BundleError`, `UsageError`, `EnvironmentLackError`, `BackendError`.
     """
     plugins = plugins or get_plugins()
     folder = Path(bundle)
@@ -36,7 +38,7 @@ def load(
     identity = opened.manifest.matcher
     hooks = MatcherHooks(plugins, plugins.matcher(identity.id))
     options: Mapping[str, Any] = {"threads": threads, **({"provider": provider} if provider else {})}
-    return Matcher(opened, hooks, _backend(plugins, backend), precision, options, settings)
+    return Matcher(opened, hooks, _backend(plugins, backend), precision, options, {**(settings or {}), **more_settings})
 
 
 def _backend(plugins: Plugins, name: str) -> Any:

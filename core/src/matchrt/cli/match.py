@@ -1,0 +1,135 @@
+"""`matchrt match`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from matchrt.cli.options import config_option, explain, explain_option, file_settings, parse_assignments, set_option
+from matchrt.cli.output import json_option, print_facts, print_json, warn
+from matchrt.errors import UsageError
+
+if TYPE_CHECKING:
+    from matchrt.geometry.robust import RobustFit
+    from matchrt.matches import Matches
+
+
+@click.command("match")
+@click.argument("bundle")
+@click.argument("image0", type=click.Path(path_type=Path))
+@click.argument("image1", type=click.Path(path_type=Path))
+@click.option("--threshold", type=float, metavar="T", help="Least score of a match.")
+@click.option("--homography", "model", flag_value="homography", help="Estimate the homography from A to B.")
+@click.option("--fundamental", "model", flag_value="fundamental", help="Estimate the fundamental matrix.")
+@click.option(
+    "--inlier-px", type=float, help="Inlier threshold in pixels (3 for a homography, 1 for a fundamental matrix)."
+)
+@click.option("--draw", type=click.Path(path_type=Path), metavar="OUT.png", help="Write a picture of the matches.")
+@click.option("--save", type=click.Path(path_type=Path), metavar="OUT", help="Write the matches: .npz, .json, …")
+@click.option("--backend", default="onnxruntime", show_default=True)
+@click.option("--provider", help="Execution provider of onnxruntime: cpu, cuda, tensorrt, rtx.")
+@click.option("--precision", default="fp32", show_default=True)
+@click.option("--threads", type=int, default=0, help="Threads of the CPU provider; 0: all cores.")
+@set_option
+@config_option
+@explain_option
+@json_option
+def command(
+    bundle: str,
+    image0: Path,
+    image1: Path,
+    threshold: float | None,
+    model: str | None,
+    inlier_px: float | None,
+    draw: Path | None,
+    save: Path | None,
+    backend: str,
+    provider: str | None,
+    precision: str,
+    threads: int,
+    assignments: tuple[str, ...],
+    config: Path | None,
+    show_settings: bool,
+    as_json: bool,
+) -> None:
+    """Match images A and B with BUNDLE (a folder, or MATCHER[:VARIANT] whose weights are at hand)."""
+    from matchrt.files.writers import find_writer
+    from matchrt.runtime import load
+
+    if save is not None:
+        find_writer(save)
+    _check_draw(draw)
+    settings = {**file_settings(config), **parse_assignments(assignments, threshold=threshold)}
+    begin = time.perf_counter()
+    matcher = load(bundle, backend=backend, precision=precision, provider=provider, threads=threads, settings=settings)
+    loaded = time.perf_counter() - begin
+    if show_settings:
+        explain(matcher.settings)
+    matches = matcher(image0, image1)
+    fit = _fit(matches, model, inlier_px)
+    if draw is not None:
+        matches.draw(draw, inliers=fit.inliers if fit else None)
+    if save is not None:
+        matches.save(save)
+    if matches.random_weights:
+        warn("RANDOM WEIGHTS: this bundle is for tests and speed only, its matches mean nothing")
+    result = _result(matches, fit, model, loaded, draw, save)
+    print_json(result) if as_json else _show(result, image0, image1)
+
+
+def _check_draw(draw: Path | None) -> None:
+    if draw is not None and draw.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise UsageError(f"cannot draw to {draw}: the suffix must be .png, .jpg or .webp")
+
+
+def _fit(matches: Matches, model: str | None, inlier_px: float | None) -> RobustFit | None:
+    if model == "homography":
+        return matches.homography(inlier_px or 3.0)
+    if model == "fundamental":
+        return matches.fundamental(inlier_px or 1.0)
+    return None
+
+
+def _result(
+    matches: Matches, fit: RobustFit | None, model: str | None, loaded: float, draw: Path | None, save: Path | None
+) -> dict[str, Any]:
+    result: dict[str, Any] = {
+        "matches": len(matches),
+        "matcher": matches.matcher,
+        "backend": matches.backend,
+        "precision": matches.precision,
+        "random_weights": matches.random_weights,
+        "size0": list(matches.size0),
+        "size1": list(matches.size1),
+        "homography": None,
+    }
+    if fit is not None and model is not None:
+        result[model] = None if fit.matrix is None else fit.matrix.tolist()
+        result["inliers"] = int(fit.inliers.sum())
+        result["inlier_px"] = fit.threshold_px
+    result["seconds"] = {"load": round(loaded, 4), **{n: round(s, 4) for n, s in matches.seconds.items()}}
+    result["picture"] = str(draw) if draw else None
+    result["saved"] = str(save) if save else None
+    return result
+
+
+def _show(result: dict[str, Any], image0: Path, image1: Path) -> None:
+    facts: list[tuple[str, object]] = [
+        ("matches", result["matches"]),
+        (
+            "images",
+            f"{image0} {result['size0'][0]}x{result['size0'][1]}, {image1} {result['size1'][0]}x{result['size1'][1]}",
+        ),
+        ("ran on", f"{result['backend']} {result['precision']} ({result['matcher']})"),
+    ]
+    for model in ("homography", "fundamental"):
+        if "inliers" in result and model in result and (model != "homography" or "fundamental" not in result):
+            matrix = result[model]
+            rows = "not found" if matrix is None else "  ".join(" ".join(f"{v:.6g}" for v in row) for row in matrix)
+            facts += [("inliers", f"{result['inliers']} within {result['inlier_px']:g} px"), (model, rows)]
+    facts.append(("seconds", ", ".join(f"{n} {s:.3f}" for n, s in result["seconds"].items())))
+    facts += [(n, result[n]) for n in ("picture", "saved") if result[n]]
+    print_facts(facts)

@@ -1,0 +1,49 @@
+"""Options that several verbs share: settings of the matcher, by `--set`, by file, and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from matchrt.errors import UsageError
+from matchrt.model import Settings
+from matchrt.settings import format_value, read_settings_file
+
+set_option = click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="A setting of the matcher; see `matchrt models --json`.",
+)
+config_option = click.option(
+    "--config", type=click.Path(dir_okay=False, path_type=Path), help="Settings from a TOML file."
+)
+explain_option = click.option(
+    "--explain", "show_settings", is_flag=True, help="Show each setting with where its value came from."
+)
+
+
+def parse_assignments(assignments: tuple[str, ...], **named: object) -> dict[str, object]:
+    """Settings from NAME=VALUE texts and from named options that were given. Raises `UsageError`."""
+    chosen: dict[str, object] = {name: value for name, value in named.items() if value is not None}
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes NAME=VALUE, got {text!r}")
+        chosen[name.strip()] = value.strip()
+    return chosen
+
+
+def file_settings(path: Path | None) -> Mapping[str, object]:
+    """The settings of `--config`, or none."""
+    return {} if path is None else read_settings_file(path)
+
+
+def explain(settings: Settings) -> None:
+    """Each setting, its value and its origin, on stderr."""
+    width = max((len(n) for n in settings), default=0)
+    for name in settings:
+        click.echo(f"{name:<{width}}  {format_value(settings[name])}  ({settings.origin(name)})", err=True)

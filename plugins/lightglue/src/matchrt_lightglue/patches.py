@@ -1,0 +1,111 @@
+"""Weight-space rewrites that make LightGlue's graph small; applied for export, taken back afterwards.
+
+Published weights keep query, key and value interleaved, rotate neighbouring pairs and scale after the projection.
+Reordering rows once gives whole blocks, half-split rotation and the scale inside the weights: Slice, Unsqueeze and
+Concat chains disappear, and attention has the form that TensorRT fuses (scaled before the product).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from matchrt.patches import Patch, replaced_modules
+from matchrt_lightglue.networks.lightglue import (
+    CrossBlock,
+    Points,
+    SelfBlock,
+    attention,
+    split_heads,
+    update,
+)
+
+
+class PackedSelfBlock(nn.Module):
+    """`SelfBlock` with one projection ordered [query, key, value] and half-split rotation."""
+
+    def __init__(self, block: SelfBlock) -> None:
+        super().__init__()
+        self.heads = block.heads
+        dim = block.out_proj.in_features
+        order, scale = _packed_rows(dim, block.heads)
+        self.qkv = _linear(block.Wqkv.weight[order] * scale[:, None], block.Wqkv.bias[order] * scale)
+        self.out_proj, self.ffn = block.out_proj, block.ffn
+
+    def forward(self, points: Points) -> Tensor:
+        """Updated features (B, N, dim)."""
+        batch, count, dim = points.x.shape
+        qk, v = self.qkv(points.x).split([2 * dim, dim], dim=-1)
+        # Query and key rotate together: 2·heads vectors of d, first half against second half.
+        qk = qk.reshape(batch, count, 2 * self.heads, dim // self.heads)
+        a, b = qk.chunk(2, dim=-1)
+        cos, sin = points.cos.unsqueeze(2), points.sin.unsqueeze(2)
+        qk = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).transpose(1, 2)
+        q, k = qk.chunk(2, dim=1)
+        message = attention(q, k, split_heads(v, self.heads), points.bias)
+        return update(self.ffn, points.x, self.out_proj(message))
+
+
+class PackedCrossBlock(nn.Module):
+    """`CrossBlock` with one projection ordered [query-key, value]."""
+
+    def __init__(self, block: CrossBlock) -> None:
+        super().__init__()
+        self.heads = block.heads
+        self.scale = (block.to_out.in_features // block.heads) ** -0.5
+        weights, biases = (block.to_qk.weight, block.to_v.weight), (block.to_qk.bias, block.to_v.bias)
+        self.qkv = _linear(torch.cat(weights), torch.cat(biases))
+        self.to_out, self.ffn = block.to_out, block.ffn
+
+    def forward(self, points0: Points, points1: Points) -> tuple[Tensor, Tensor]:
+        """Updated features (B, N0, dim) and (B, N1, dim)."""
+        own, other = self.qkv(points0.x), self.qkv(points1.x)
+        return self._attend(points0.x, own, other, points1.bias), self._attend(points1.x, other, own, points0.bias)
+
+    def forward_stacked(self, points: Points, partner: Tensor) -> Tensor:
+        """Updated features (2B, N, dim) for images 0 stacked on images 1; `partner` (2B,) as in `State`."""
+        own = self.qkv(points.x)
+        return self._attend(points.x, own, own.index_select(0, partner), points.bias.index_select(0, partner))
+
+    def _attend(self, x: Tensor, own: Tensor, other: Tensor, bias: Tensor) -> Tensor:
+        """Update `x` from the projection of the other image, (B, M, 2·dim)."""
+        dim = x.shape[-1]
+        query = split_heads(own[..., :dim] * self.scale, self.heads)
+        key, value = (split_heads(part, self.heads) for part in other.split(dim, dim=-1))
+        return update(self.ffn, x, self.to_out(attention(query, key, value, bias)))
+
+
+def packed_attention() -> Patch:
+    """Patch that replaces every attention block of a `LightGlue` by its packed form.
+
+    The packed blocks hold copies: weights loaded while the patch is in force do not reach them.
+    """
+
+    def replace(module: nn.Module) -> nn.Module | None:
+        if isinstance(module, SelfBlock):
+            return PackedSelfBlock(module)
+        return PackedCrossBlock(module) if isinstance(module, CrossBlock) else None
+
+    return Patch(
+        name="packed-attention",
+        reason="interleaved query, key, value and rotary pairs cost Slice, Unsqueeze and Concat chains in every layer",
+        exact=True,
+        tolerance=1e-5,
+        apply=lambda network: replaced_modules(network, replace),
+    )
+
+
+def _packed_rows(dim: int, heads: int) -> tuple[Tensor, Tensor]:
+    """Order and scale of rows, from (head, d, {q, k, v}) to ({q, k, v}, head, d), even before odd in q and k."""
+    rows = torch.arange(3 * dim).reshape(heads, dim // heads, 3).permute(2, 0, 1)  # (3, heads, d)
+    halves = torch.cat((rows[..., 0::2], rows[..., 1::2]), dim=-1)
+    scale = torch.ones(3, dim)
+    scale[0] = (dim // heads) ** -0.5
+    return torch.cat((halves[:2], rows[2:])).flatten(), scale.flatten()
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    linear.bias = nn.Parameter(bias.detach().clone(), requires_grad=False)
+    return linear
