@@ -161,6 +161,7 @@ def prepare(folder: Path, sizes: list[tuple[int, int]]) -> None:
     state = calibrate(network, *shifted_pair(*small, (16, 8))).state_dict()
     torch.save(state, folder / "weights.pt")
     for size in sizes:
+        print(f"export: {size[0]}x{size[1]}", file=sys.stderr, flush=True)
         pair = shifted_pair(*size, (16, 8))
         np.save(folder / f"{size[0]}x{size[1]}.npy", np.stack([p.numpy() for p in pair]))
         network = EfficientLoFTR(GraphSettings(size, size)).eval()
@@ -215,6 +216,7 @@ def time_all(folder: Path, size: tuple[int, int], threads: int, runs: int) -> di
     seconds: dict[str, list[float]] = {name: [] for name in CONTENDERS}
     last: dict[str, dict[str, Any]] = {}
     for turn in range(runs + 1):
+        print(f"time: turn {turn} of {runs}", file=sys.stderr, flush=True)
         for name, process in workers.items():
             last[name] = process.run()
             if turn:
@@ -240,6 +242,7 @@ def memory(folder: Path, size: tuple[int, int], threads: int, contenders: tuple[
         process = Process(name, folder, size, threads)
         answer = process.run()
         process.close()
+        print(f"memory: {name} at {size[0]}x{size[1]}: {answer}", file=sys.stderr, flush=True)
         found[name] = {
             "before_run_mib": round(process.start["peak_mib"]),
             "peak_mib": round(answer["peak_mib"]),

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from matchrt.errors import UsageError
+from matchrt.patches import apply_patches
 from matchrt_eloftr.networks import EfficientLoFTR, GraphSettings, prepare_for_export
 from matchrt_eloftr.networks import fine as fine_module
 from matchrt_eloftr.networks.network import fuse_backbone
+from matchrt_eloftr.patches import export_patches
 
 SIZE = (192, 256)
 SETTINGS = GraphSettings(SIZE, SIZE, top_k=512)
@@ -205,6 +207,21 @@ def test_deploy_form_has_147_tensors_and_the_same_values(
     again = EfficientLoFTR(SETTINGS, network.architecture, deploy=True).eval()
     again.load_state_dict(deploy.state_dict())
     differ(plain(network).match(*pair, 0.05), run(again, *pair), 0.05).require(at_least=60)
+
+
+@pytest.mark.parametrize("valid", ["full", "input"])
+def test_patches_equal_the_prepared_copy_and_are_taken_back(
+    network: EfficientLoFTR, pair: Pair, resettle: Any, valid: str
+) -> None:
+    changed = resettle(network, valid=valid)
+    inputs = pair if valid == "full" else (*pair, *(torch.tensor([v], dtype=torch.int32) for v in VALID))
+    before, names = run(changed, *inputs), list(changed.state_dict())
+    with apply_patches(torch.nn.ModuleDict({"matcher": changed}), export_patches()):
+        patched = run(changed, *inputs)
+        assert len(list(changed.state_dict())) < len(names)
+    assert all(torch.equal(a, b) for a, b in zip(patched, run(prepare_for_export(changed), *inputs), strict=True))
+    assert list(changed.state_dict()) == names
+    assert all(torch.equal(a, b) for a, b in zip(before, run(changed, *inputs), strict=True))
 
 
 # Faults that have been made elsewhere. Each must be visible in the comparison.

@@ -14,7 +14,7 @@ from matchrt_eloftr.networks.config import COARSE_STRIDE, TOKEN_STRIDE, Architec
 from matchrt_eloftr.networks.fine import FineMatcher
 from matchrt_eloftr.networks.indexing import take
 from matchrt_eloftr.networks.packed import PackedTransformer
-from matchrt_eloftr.networks.pyramid import FinePyramid, fold_pyramid
+from matchrt_eloftr.networks.pyramid import FinePyramid, folded_pyramid
 from matchrt_eloftr.networks.transformer import FeatureTransformer
 
 INPUTS = ("image0", "image1", "valid0", "valid1")
@@ -156,18 +156,22 @@ class EfficientLoFTR(nn.Module):
 
 def prepare_for_export(network: EfficientLoFTR) -> EfficientLoFTR:
     """A copy in eval mode that computes the same function with fused convolutions and packed attention; exact algebra."""
-    settings = network.settings
     fused = copy.deepcopy(network).eval().float()
     _fuse(fused.backbone)
-    fold_pyramid(fused.fine_preprocess)
+    fused.fine_preprocess = folded_pyramid(fused.fine_preprocess)
     if isinstance(fused.loftr_coarse, FeatureTransformer):
-        fused.loftr_coarse = PackedTransformer(
-            fused.loftr_coarse,
-            (settings.matched0, settings.matched1),
-            settings.position_scale,
-            masked=settings.valid == "input",
-        ).eval()
-    return fused.requires_grad_(False)
+        fused.loftr_coarse = packed_transformer(fused.loftr_coarse, network.settings)
+    return fused.eval().requires_grad_(False)
+
+
+def packed_transformer(transformer: FeatureTransformer, settings: GraphSettings) -> PackedTransformer:
+    """The packed form of a network's attention for the sizes of `settings`."""
+    return PackedTransformer(
+        transformer,
+        (settings.matched0, settings.matched1),
+        settings.position_scale,
+        masked=settings.valid == "input",
+    ).eval()
 
 
 def fuse_backbone(network: EfficientLoFTR) -> EfficientLoFTR:

@@ -6,6 +6,8 @@ instead, which gives the same values without a full-resolution map of 64 channel
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,19 +36,21 @@ class FinePyramid(nn.Module):
         return fine
 
 
-def fold_pyramid(pyramid: FinePyramid) -> None:
-    """Fold both batch normalisations into the convolutions before them (in place; exact algebra in float64)."""
-    for branch in (pyramid.layer2_outconv2, pyramid.layer1_outconv2):
+def folded_pyramid(pyramid: FinePyramid) -> FinePyramid:
+    """A copy whose batch normalisations are part of the convolutions before them (exact algebra in float64)."""
+    folded = copy.deepcopy(pyramid)
+    for branch in (folded.layer2_outconv2, folded.layer1_outconv2):
         conv, norm = branch[0], branch[1]
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             continue
         weight, bias = fold_norm(conv.weight, norm)
-        folded = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=True)
+        joined = nn.Conv2d(conv.in_channels, conv.out_channels, 3, padding=1, bias=True)
         with torch.no_grad():
-            folded.weight.copy_(weight)
-            assert folded.bias is not None
-            folded.bias.copy_(bias)
-        branch[0], branch[1] = folded, nn.Identity()
+            joined.weight.copy_(weight)
+            assert joined.bias is not None
+            joined.bias.copy_(bias)
+        branch[0], branch[1] = joined, nn.Identity()
+    return folded
 
 
 def _conv(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
