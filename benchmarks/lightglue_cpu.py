@@ -5,8 +5,8 @@
 Each contender lives in its own process, so that its peak memory is its own; the onnxruntime processes never import
 torch. Rounds are interleaved: every contender runs once a round, in turn, while the others wait. Weights are random,
 the same for our network and its ONNX file; speed does not depend on them. The networks of transformers and kornia run
-with their early exits off, as published otherwise. Other load on the machine favours onnxruntime: the receipt holds
-the load average, which should start near zero.
+with their early exits off, as published otherwise. Other load on the machine favours onnxruntime in wall time: the
+receipt holds the load average, which should start near zero. On a busy machine use one thread and read CPU time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -167,7 +166,7 @@ def transformers_names(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def work(case: str, kind: str, folder: Path, threads: int) -> None:
-    """Worker: one run per line on stdin, its seconds on stdout; an empty line ends it with its peak memory in MiB."""
+    """Worker: one run per line on stdin, its wall and CPU seconds on stdout; an empty line ends it with its memory."""
     run = contender(case, kind, folder, threads)
     run()
     run()
@@ -175,10 +174,19 @@ def work(case: str, kind: str, folder: Path, threads: int) -> None:
     for line in sys.stdin:
         if not line.strip():
             break
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         run()
-        print(time.perf_counter() - start, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "torch" in sys.modules, flush=True)
+        print(time.perf_counter() - start, time.process_time() - cpu, flush=True)
+    print(peak_rss_mib(), "torch" in sys.modules, flush=True)
+
+
+def peak_rss_mib() -> float:
+    """Peak resident memory of this program alone; `ru_maxrss` would count the parent's from before the exec."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return float("nan")
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) / 1024
 
 
 def measure(case: str, folder: Path, rounds: int, threads: int) -> dict[str, dict[str, Any]]:
@@ -210,10 +218,13 @@ def measure(case: str, folder: Path, rounds: int, threads: int) -> dict[str, dic
     for kind in workers:
         ask(kind, "")
     times: dict[str, list[float]] = {kind: [] for kind in workers}
+    cpu: dict[str, list[float]] = {kind: [] for kind in workers}
     for _ in range(rounds):
         for kind in workers:
             time.sleep(0.1)  # threads of the process before it stop spinning
-            times[kind].append(float(ask(kind, "run\n")))
+            wall, busy = ask(kind, "run\n").split()
+            times[kind].append(float(wall))
+            cpu[kind].append(float(busy))
     results: dict[str, dict[str, Any]] = {}
     for kind, process in workers.items():
         peak, has_torch = ask(kind, "\n").split()
@@ -224,12 +235,13 @@ def measure(case: str, folder: Path, rounds: int, threads: int) -> dict[str, dic
             "median_ms": round(1e3 * statistics.median(ordered), 2),
             "min_ms": round(1e3 * ordered[0], 2),
             "max_ms": round(1e3 * ordered[-1], 2),
+            "median_cpu_ms": round(1e3 * statistics.median(cpu[kind]), 2),
             "peak_rss_mib": round(float(peak), 1),
         }
-    pairs = zip(*(times[kind] for kind in workers), strict=True)
-    ratios = [[t / row[0] for t in row] for row in pairs]
-    for i, kind in enumerate(workers):
-        results[kind]["times_onnxruntime"] = round(statistics.median(row[i] for row in ratios), 2)
+    for kind in workers:
+        for key, source in (("times_onnxruntime", times), ("cpu_times_onnxruntime", cpu)):
+            ratios = [t / o for t, o in zip(source[kind], source["onnxruntime"], strict=True)]
+            results[kind][key] = round(statistics.median(ratios), 2)
     return results
 
 
@@ -263,7 +275,8 @@ def main() -> None:
         "load_average": {"before": load_before, "after": os.getloadavg()},
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "method": "one process per contender, interleaved rounds, medians; times_onnxruntime is the median of each "
-        "round's time over onnxruntime's in that round; peak memory is the process's, loading included",
+        "round's time over onnxruntime's in that round (cpu_: the same of CPU time, which is fair on a busy "
+        "machine with one thread, while idle threads spin and count with more); peak memory is the process's, loading included",
         "weights": "random",
         "cases": cases,
     }
@@ -272,7 +285,8 @@ def main() -> None:
         for kind, row in results.items():
             print(
                 f"  {kind:22s} {row['median_ms']:8.1f} ms  ({row['min_ms']:.1f} to {row['max_ms']:.1f})  "
-                f"x{row['times_onnxruntime']:.2f}  {row['peak_rss_mib']:.0f} MiB"
+                f"x{row['times_onnxruntime']:.2f}  {row['peak_rss_mib']:.0f} MiB  "
+                f"CPU {row['median_cpu_ms']:.1f} ms x{row['cpu_times_onnxruntime']:.2f}"
             )
     if args.output:
         args.output.parent.mkdir(parents=True, exist_ok=True)
