@@ -15,8 +15,12 @@ LISTS = NetworkSpec(
     name="net",
     inputs=(),
     outputs=tuple(
-        TensorSpec(name=n, dtype=d, axes=("batch",), meaning="")
-        for n, d in (("points", "float32"), ("scores", "float32"), ("count", "int32"))
+        TensorSpec(name=n, dtype=d, axes=a, meaning="")
+        for n, d, a in (
+            ("points", "float32", ("batch", "row", "xy")),
+            ("scores", "float32", ("batch", "row")),
+            ("count", "int32", ("batch",)),
+        )
     ),
 )
 PARITY = Parity(align={"net": Alignment(points="points", count="count", spare=0)})

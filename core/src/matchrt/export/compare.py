@@ -39,11 +39,12 @@ def compare_tensors(network: NetworkSpec, reference: Tensors, other: Tensors, pa
     """Differences of each output of `network`. Rows of lists are paired first where `parity.align` says so."""
     alignment = parity.align.get(network.name)
     rows = _aligned_rows(reference, other, alignment) if alignment else None
+    row_axis = next((t.axes[1] for t in network.outputs if alignment and t.name == alignment.points), None)
     found = []
     for spec in network.outputs:
         tolerance = parity.tensors.get(spec.name, parity.default)
         a, b = np.asarray(reference[spec.name]), np.asarray(other[spec.name])
-        if rows is not None and alignment and spec.name != alignment.count:
+        if rows is not None and row_axis in spec.axes[1:2]:
             found.append(_difference(network.name, spec.name, *rows.take(a, b), tolerance, rows.unpaired))
         else:
             found.append(_difference(network.name, spec.name, a, b, tolerance))
