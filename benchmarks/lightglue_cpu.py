@@ -276,7 +276,8 @@ def main() -> None:
         "versions": {"python": platform.python_version()} | {p: importlib.metadata.version(p) for p in PACKAGES},
         "method": "one process per contender, interleaved rounds, medians; times_onnxruntime is the median of each "
         "round's time over onnxruntime's in that round (cpu_: the same of CPU time, which is fair on a busy "
-        "machine with one thread, while idle threads spin and count with more); peak memory is the process's, loading included",
+        "machine with one thread, while idle threads spin and count with more); "
+        "peak memory is the process's, loading included",
         "weights": "random",
         "cases": cases,
     }
