@@ -107,7 +107,9 @@ def test_coarse_match_sets_are_equal(networks: Any, swapped: Any, halves: str, p
     ours_set = {(int(c[0]), int(c[1])): float(s) for c, s in zip(found[3][0][kept], found[2][0][kept], strict=True)}
     assert len(expected) > 40
     assert set(ours_set) == set(expected)
-    assert max(abs(ours_set[c] - expected[c]) for c in expected) <= 1e-4
+    # A score is exp(2 s - ...) and s reaches 400 with these weights: rounding s by one part in 10^6 moves a score by up to 8e-4.
+    assert float(torch.stack([features[0, n].flatten(1).norm(dim=0).max() for n in (0, 1)]).prod()) * 10 / 256 > 100
+    assert max(abs(ours_set[c] - expected[c]) for c in expected) <= (5e-4 if prepared else 5e-5)
 
 
 def test_transformers_names_become_ours_by_rule(networks: Any) -> None:
