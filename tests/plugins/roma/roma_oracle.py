@@ -7,26 +7,27 @@ from dataclasses import dataclass
 import romatch.models.encoders as upstream_encoders
 import romatch.models.matcher as upstream
 import torch
-from matchrt_roma.networks import RomaNetwork
-from matchrt_roma.settings import RomaConfig
 from romatch.models.transformer import Block, MemEffAttention, TransformerDecoder
 from romatch.models.transformer.dinov2 import DinoVisionTransformer
 from torch import nn
 
-TINY = dict(
-    vit_dim=64,
-    vit_depth=2,
-    vit_heads=2,
-    widths=(8, 12, 16, 20),
-    projected={16: 32, 8: 24, 4: 16, 2: 8, 1: 5},
-    displacement={16: 16, 8: 8, 4: 6, 2: 4, 1: 3},
-    radius={16: 3, 8: 2, 4: 1, 2: 0, 1: 0},
-    hidden_blocks=2,
-    gp_dim=32,
-    decoder_depth=2,
-    decoder_heads=4,
-    anchors=16,
-)
+from matchrt_roma.networks import Roma
+from matchrt_roma.settings import RomaConfig, RomaSettings
+
+TINY = {
+    "vit_dim": 64,
+    "vit_depth": 2,
+    "vit_heads": 2,
+    "widths": (8, 12, 16, 20),
+    "projected": {16: 32, 8: 24, 4: 16, 2: 8, 1: 5},
+    "displacement": {16: 16, 8: 8, 4: 6, 2: 4, 1: 3},
+    "radius": {16: 3, 8: 2, 4: 1, 2: 0, 1: 0},
+    "hidden_blocks": 2,
+    "gp_dim": 32,
+    "decoder_depth": 2,
+    "decoder_heads": 4,
+    "anchors": 16,
+}
 
 
 def tiny_config(grid: int = 8) -> RomaConfig:
@@ -34,7 +35,7 @@ def tiny_config(grid: int = 8) -> RomaConfig:
 
 
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Weights that make every stage matter: random statistics of batch norms, positions, scales and a peaked read-out."""
+    """Weights that make every stage matter: random batch norm statistics, positions, scales and a peaked read-out."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in sorted(module.state_dict().items()):
@@ -50,8 +51,10 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
                 tensor.copy_(1.4 * torch.rand(tensor.shape, generator=generator) - 0.7)
             elif tensor.ndim >= 2:
                 fan = tensor[0].numel()
-                gain = 6.0 if "to_out" in name else 0.05 if "out_conv" in name else 1.4
+                gain = 20.0 if "to_out" in name else 0.2 if "out_conv" in name else 1.4
                 tensor.copy_(gain * fan**-0.5 * torch.randn(tensor.shape, generator=generator))
+                if name.endswith("to_out.weight"):
+                    tensor[-1] *= 0.1
             else:
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
 
@@ -101,7 +104,10 @@ def upstream_matcher(config: RomaConfig, size: int, upsample: int | None) -> ups
     """romatch's own classes at `config`'s numbers, randomly initialised."""
     decoder = TransformerDecoder(
         nn.Sequential(
-            *(Block(config.decoder_dim, config.decoder_heads, attn_class=MemEffAttention) for _ in range(config.decoder_depth))
+            *(
+                Block(config.decoder_dim, config.decoder_heads, attn_class=MemEffAttention)
+                for _ in range(config.decoder_depth)
+            )
         ),
         config.decoder_dim,
         config.anchors**2 + 1,
@@ -155,7 +161,7 @@ def upstream_matcher(config: RomaConfig, size: int, upsample: int | None) -> ups
 class Twins:
     """Our network and upstream's with the same weights."""
 
-    ours: RomaNetwork
+    ours: Roma
     theirs: upstream.RegressionMatcher
 
     @property
@@ -163,14 +169,17 @@ class Twins:
         return self.theirs.encoder.dinov2_vitl14[0]
 
 
-def make_twins(grid: int = 8, size: int = 112, upsample: int | None = 128, seed: int = 0) -> Twins:
+def make_twins(grid: int = 8, size: int = 112, upsample: int | None = 128, seed: int = 0, leaf: int = 40) -> Twins:
     """Upstream gets the random weights under its own names; ours loads them by name."""
     config = tiny_config(grid)
     theirs = upstream_matcher(config, size, upsample)
     randomise(theirs, seed)
     vit = theirs.encoder.dinov2_vitl14[0]
     randomise(vit, seed + 1)
-    ours = RomaNetwork(config)
+    settings = RomaSettings(
+        recipe="upstream", size=(size, size), upsample_size=(upsample, upsample) if upsample else None, leaf=leaf
+    )
+    ours = Roma(settings, config)
     state = dict(theirs.state_dict()) | {f"dinov2.{name}": tensor for name, tensor in vit.state_dict().items()}
     ours.load_state_dict(state, strict=True)
     theirs.eval()

@@ -53,9 +53,9 @@ class RomaConfig:
 class RomaSettings:
     """The settings of one bundle. Sizes are (height, width).
 
-    `size` is the coarse pass's resolution (multiples of 14), `upsample_size` the upsampling pass's (multiples of 8; None
-    leaves that pass out). `recipe` decides how the refiners scale displacements: `matchanything` takes the coarse size as
-    the unit, `upstream` always 560. `leaf` is the largest block that the Gaussian process inverts at once.
+    `size` is the coarse pass's resolution (multiples of 14), `upsample_size` the upsampling pass's (multiples of 8;
+    None leaves that pass out). `recipe` decides how the refiners scale displacements: `matchanything` takes the coarse
+    size as the unit, `upstream` always 560. `leaf` is the largest block that the Gaussian process inverts at once.
 
     Raises `UsageError` for a size that the network cannot take, an unknown variant or an unknown recipe.
     """

@@ -1,6 +1,6 @@
-"""RoMa's network in PyTorch: one owner of all parameters (`RomaNetwork`) and the parts that are exported."""
+"""RoMa's network in PyTorch: `Roma` owns all parameters and makes the parts that are exported."""
 
-from matchrt_roma.networks.network import RomaNetwork
-from matchrt_roma.networks.parts import PART_ORDER, RomaParts, build_parts
+from matchrt_roma.networks.parts import Part
+from matchrt_roma.networks.roma import Roma, part_names
 
-__all__ = ["PART_ORDER", "RomaNetwork", "RomaParts", "build_parts"]
+__all__ = ["Part", "Roma", "part_names"]

@@ -14,7 +14,7 @@ def gather_rows(table: Tensor, index: Tensor) -> Tensor:
 def classes_to_flow(logits: Tensor, anchors: Tensor) -> Tensor:
     """Anchor logits `(B, N, A)` to coordinates `(B, N, 2)` (RoMa, section 3.3).
 
-    The best anchor and its four neighbours, averaged by probability. `anchors` is `(A, 2)`, row-major over a square grid.
+    The best anchor and its four neighbours, averaged by probability. `anchors` is `(A, 2)`, row-major over a square.
     Neighbour indices are clamped to [0, A - 1] and wrap at row ends, as upstream's do.
     """
     count = anchors.shape[0]
@@ -29,14 +29,15 @@ def classes_to_flow(logits: Tensor, anchors: Tensor) -> Tensor:
         term = weight * gather_rows(anchors, index)
         flow = term if flow is None else flow + term
         total = weight if total is None else total + weight
-    assert flow is not None and total is not None
+    assert flow is not None
+    assert total is not None
     return flow / total
 
 
 def embedding_to_flow(mean: Tensor, anchors: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
     """Read a posterior mean out on an anchor grid without the learned decoder.
 
-    `mean` is `(B, N, D)`, `anchors` `(A, 2)` row-major over a square grid, `embedding` `(A, D)` their Fourier embedding.
+    `mean` is `(B, N, D)`, `anchors` `(A, 2)` row-major over a square, `embedding` `(A, D)` their Fourier embedding.
     Under Gaussian noise the likeliest anchor is the one whose embedding is nearest in angle; a parabola through its
     neighbours' cosines places the maximum between anchors (at the frame's edge the coordinate stays on the anchor).
     The certainty is the share of the anchor's embedding that the mean explains, 1 - |mean - e|² / |e|², in [0, 1]:

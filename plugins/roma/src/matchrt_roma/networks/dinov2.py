@@ -37,9 +37,7 @@ class DinoV2(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + 1, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         self.patch_embed = PatchEmbed(dim)
-        self.blocks = nn.ModuleList(
-            Block(dim, heads, qkv_bias=True, layer_scale=True, eps=1e-6) for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True, layer_scale=True, eps=1e-6) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     @torch.no_grad()
@@ -62,7 +60,7 @@ class DinoV2(nn.Module):
 
     @torch.no_grad()
     def token_bias(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """What the tokens start from: class token with its position `(1, 1, D)`, patch positions `(1, rows*columns, D)`."""
+        """What tokens start from: class token plus its position `(1, 1, D)`, patch positions `(1, rows*columns, D)`."""
         position = self.position(rows, columns)
         return self.cls_token.detach() + position[:, :1], position[:, 1:].clone()
 

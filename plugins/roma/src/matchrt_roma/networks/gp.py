@@ -26,10 +26,11 @@ class GaussianProcess(nn.Module):
 
     @torch.no_grad()
     def basis(self, rows: int, columns: int) -> Tensor:
-        """Fourier embedding of a grid's pixel centres, `(rows*columns, dim)` float32; a constant of the exported graph."""
+        """Fourier embedding of a grid's pixel centres, `(rows*columns, dim)` float32; a constant when exported."""
         grid = pixel_centres(rows, columns).permute(2, 0, 1)[None].to(self.pos_conv.weight.device)
         # The convolution itself rather than an equal matrix product: 8π multiplies its rounding.
-        return torch.cos(8 * math.pi * self.pos_conv(grid).float())[0].flatten(1).T.contiguous()
+        projected: Tensor = self.pos_conv(grid).float()
+        return torch.cos(8 * math.pi * projected)[0].flatten(1).T.contiguous()
 
     def kernel(self, left: Tensor, right: Tensor) -> Tensor:
         """`(B, N, C)` and `(B, M, C)` to `(B, N, M)`."""

@@ -22,10 +22,25 @@ def window_offsets(radius: int, height: int, width: int) -> Tensor:
     return torch.stack((xs[None, :].expand(side, side), ys[:, None].expand(side, side)), dim=-1).contiguous()
 
 
-def swap_halves(stacked: Tensor) -> Tensor:
-    """`[a; b]` along the batch becomes `[b; a]`."""
-    half = stacked.shape[0] // 2
-    return torch.cat((stacked[half:], stacked[:half]), dim=0)
+def merge(pairs: Tensor) -> Tensor:
+    """`(B, K, ...)` to `(B*K, ...)`."""
+    return pairs.reshape(-1, *pairs.shape[2:])
+
+
+def unmerge(flat: Tensor, count: int) -> Tensor:
+    """`(B*K, ...)` back to `(B, K, ...)` for K = `count`."""
+    return flat.reshape(-1, count, *flat.shape[1:])
+
+
+def query_and_support(maps: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Both images' maps `(B, 2, C, h, w)` to the query's and the support's for every direction, `(B*D, C, h, w)` each.
+
+    Direction 0 looks from image 0 into image 1; with `symmetric` direction 1 looks back (D = 2, otherwise 1).
+    """
+    first, second = maps[:, :1], maps[:, 1:]
+    if symmetric:
+        return merge(maps), merge(torch.cat((second, first), dim=1))
+    return merge(first), merge(second)
 
 
 def resize(tensor: Tensor, size: tuple[int, int]) -> Tensor:

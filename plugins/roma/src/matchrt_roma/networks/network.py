@@ -29,7 +29,13 @@ class Decoder(nn.Module):
             config.decoder_dim, config.decoder_depth, config.decoder_heads, config.anchors
         )
         self.gps = nn.ModuleDict({"16": GaussianProcess(config.gp_dim, config.kernel_temperature, config.noise)})
-        widths = {16: config.vit_dim, 8: config.widths[3], 4: config.widths[2], 2: config.widths[1], 1: config.widths[0]}
+        widths = {
+            16: config.vit_dim,
+            8: config.widths[3],
+            4: config.widths[2],
+            2: config.widths[1],
+            1: config.widths[0],
+        }
         self.proj = nn.ModuleDict(
             {
                 str(scale): nn.Sequential(

@@ -1,11 +1,14 @@
 """The parts that are exported one by one and hand tensors over on the device.
 
-    images ─ vit ─▶ f16 ─ gp ─▶ mean ─┐
-    images ─ pyramid ─▶ f8 f4 f2 f1 ──┴─ coarse ─▶ flow, certainty ─ refine ─▶ ─ upsample (images_high) ─▶ warp, certainty
+    images ─ vit ─▶ f16 ─ gp ─▶ mean ─────────┐
+    images ─ pyramid ─▶ f8 f4 f2 f1 ─ coarse ─┴─▶ flow, certainty ─ refine ─▶ flow, certainty
+    images_high ─ upsample ─▶ warp, certainty
 
-A part references modules of the one `RomaNetwork` that owns the parameters; constants (positions, Fourier basis, grids)
-are computed when the part is made, so make parts after loading weights. `images` stacks the first images of all pairs,
-then the second ones: N = 2 * pairs. All maps are float32.
+A part references modules of the one network that owns the parameters; constants (positions, Fourier basis, grids) are
+computed when the part is made, so make parts after loading weights.
+
+Every tensor is float32 and leads with the pair axis B. `B, 2` are the pair's two images, `B, D` its directions: 0 from
+image 0 into image 1 and, when symmetric, 1 back. Coordinates are (x, y) in [-1, 1], certainties logits until the last part.
 """
 
 from __future__ import annotations
@@ -16,20 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from matchrt_roma.networks.anchors import classes_to_flow, embedding_to_flow
-from matchrt_roma.networks.grids import pixel_centres, resize, swap_halves
+from matchrt_roma.networks.grids import merge, pixel_centres, query_and_support, resize, unmerge
 from matchrt_roma.networks.network import RomaNetwork
 from matchrt_roma.networks.refiner import RefineStage
 from matchrt_roma.settings import RomaSettings
-
-PART_ORDER = ("vit", "pyramid", "gp", "coarse", "refine", "upsample")
-
-
-def _pair_up(stacked: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
-    """(query, support) maps of every direction: both directions stacked, or the first images against the second."""
-    if symmetric:
-        return stacked, swap_halves(stacked)
-    half = stacked.shape[0] // 2
-    return stacked[:half], stacked[half:]
 
 
 class Part(nn.Module):
@@ -45,7 +38,7 @@ class Part(nn.Module):
 
 
 class Vit(Part):
-    """DINOv2 and the projection of scale 16: `images` `(N, 3, H, W)` to `f16` `(N, C, H/14, W/14)`."""
+    """DINOv2 and the projection of scale 16: `images` `(B, 2, 3, H, W)` to `f16` `(B, 2, C, H/14, W/14)`."""
 
     inputs = ("images",)
     outputs = ("f16",)
@@ -62,12 +55,11 @@ class Vit(Part):
 
     def forward(self, images: Tensor) -> Tensor:
         """See the class."""
-        out: Tensor = self.projection(self.dinov2(images, self.first, self.position))
-        return out
+        return unmerge(self.projection(self.dinov2(merge(images), self.first, self.position)), 2)
 
 
 class Pyramid(Part):
-    """VGG and the projections of `scales`: `images` `(N, 3, H, W)` to `f8` `(N, C8, H/8, W/8)`, ..., `f1`."""
+    """VGG and the projections of `scales`: `images` `(B, 2, 3, H, W)` to `f8` `(B, 2, C8, H/8, W/8)`, ..., `f1`."""
 
     inputs = ("images",)
 
@@ -80,15 +72,16 @@ class Pyramid(Part):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        maps = self.cnn(images)
-        return tuple(project(maps[scale]) for scale, project in zip(self.scales, self.projections, strict=True))
+        maps = self.cnn(merge(images))
+        pairs = zip(self.scales, self.projections, strict=True)
+        return tuple(unmerge(project(maps[scale]), 2) for scale, project in pairs)
 
 
 class Gp(Part):
-    """The Gaussian process: `f16` `(N, C, g, g)` to `mean` `(D, G, g, g)`, D directions. Strict float32."""
+    """The Gaussian process: `f16` `(B, 2, C, g, g)` to `mean` `(B, D, G, g, g)`. Strict float32."""
 
     inputs = ("f16",)
-    outputs = ("mean",)
+    outputs: tuple[str, ...] = ("mean",)
     basis: Tensor
     identity: Tensor
 
@@ -100,15 +93,19 @@ class Gp(Part):
         self.register_buffer("basis", network.process.basis(*settings.grid), persistent=False)
         self.register_buffer("identity", torch.eye(min(settings.leaf, tokens)), persistent=False)
 
-    def forward(self, f16: Tensor) -> Tensor:
-        """See the class."""
-        query, support = _pair_up(f16, self.symmetric)
+    def posterior(self, f16: Tensor) -> Tensor:
+        """The mean of every direction, `(B*D, G, g, g)`."""
+        query, support = query_and_support(f16, self.symmetric)
         out: Tensor = self.process(query, support, self.basis, self.identity)
         return out
 
+    def forward(self, f16: Tensor) -> Tensor:
+        """See the class."""
+        return unmerge(self.posterior(f16), 1 + self.symmetric)
+
 
 class GpReadout(Gp):
-    """The Gaussian process read out on the anchor grid: `f16` to `warp` `(D, g, g, 2)` and `certainty` `(D, g, g)`."""
+    """The Gaussian process, read out on anchors: `f16` to `warp` `(B, D, g, g, 2)` and `certainty` `(B, D, g, g)`."""
 
     outputs = ("warp", "certainty")
     anchors: Tensor
@@ -122,17 +119,19 @@ class GpReadout(Gp):
 
     def forward(self, f16: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """See the class."""
-        mean = super().forward(f16)
-        batch, _, height, width = mean.shape
+        mean = self.posterior(f16)
+        height, width = mean.shape[-2:]
         flow, certainty = embedding_to_flow(mean.flatten(2).transpose(1, 2), self.anchors, self.embedding)
-        return flow.clamp(-1.0, 1.0).reshape(batch, height, width, 2), certainty.reshape(batch, height, width)
+        directions = 1 + self.symmetric
+        warp = flow.clamp(-1.0, 1.0).reshape(-1, directions, height, width, 2)
+        return warp, certainty.reshape(-1, directions, height, width)
 
 
 class Coarse(Part):
     """Match decoder and refiners 16 and 8.
 
-    `mean` `(D, G, g, g)`, `f16` `(N, C, g, g)`, `f8` `(N, C8, h, w)` to `flow8` `(D, 2, h, w)` in [-1, 1], `certainty8`
-    `(D, 1, h, w)` and `certainty16` `(D, 1, g, g)`, both logits; with `final` to `warp` and `certainty` at stride 8.
+    `mean` `(B, D, G, g, g)`, `f16` `(B, 2, C, g, g)`, `f8` `(B, 2, C8, h, w)` to `flow8` `(B, D, 2, h, w)`,
+    `certainty8` `(B, D, 1, h, w)` and `certainty16` `(B, D, 1, g, g)`; with `final` to `warp` and `certainty` at stride 8.
     """
 
     inputs = ("mean", "f16", "f8")
@@ -148,55 +147,58 @@ class Coarse(Part):
         self.register_buffer("anchors", pixel_centres(anchors, anchors).reshape(-1, 2), persistent=False)
 
     def decode(self, mean: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
-        """Flow `(D, 2, g, g)` and certainty logits `(D, 1, g, g)` of the match decoder, before any refiner."""
+        """Flow `(B*D, 2, g, g)` and certainty logits `(B*D, 1, g, g)` of the match decoder, before any refiner."""
         logits, certainty = self.decoder(mean, query)
-        batch, _, height, width = mean.shape
-        flow = classes_to_flow(logits, self.anchors).transpose(1, 2).reshape(batch, 2, height, width)
-        return flow, certainty
+        height, width = mean.shape[-2:]
+        return classes_to_flow(logits, self.anchors).transpose(1, 2).reshape(-1, 2, height, width), certainty
 
     def forward(self, mean: Tensor, f16: Tensor, f8: Tensor) -> tuple[Tensor, ...]:
         """See the class."""
-        query, support = _pair_up(f16, self.symmetric)
-        flow, certainty16 = self.stage16(query, support, *self.decode(mean, query))
-        flow8, certainty8 = self.stage8(*_pair_up(f8, self.symmetric), flow, certainty16)
+        query, support = query_and_support(f16, self.symmetric)
+        flow, certainty16 = self.stage16(query, support, *self.decode(merge(mean), query))
+        flow8, certainty8 = self.stage8(*query_and_support(f8, self.symmetric), flow, certainty16)
+        results: tuple[Tensor, ...] = (flow8, certainty8, certainty16)
         if self.final:
-            return finish(flow8, certainty8, certainty16, attenuate=self.attenuate)
-        return flow8, certainty8, certainty16
+            results = finish(*results, attenuate=self.attenuate)
+        return tuple(unmerge(result, 1 + self.symmetric) for result in results)
 
 
 class Refine(Part):
     """Refiners 4, 2 and 1 of the coarse pass.
 
-    `flow8`, `certainty8`, `f4`, `f2`, `f1` to `flow` `(D, 2, h, w)` and `certainty_low` `(D, 1, h, w)` (logits), resized to
-    the upsampling pass's map at stride 8; without that pass also `certainty16` in, `warp` and `certainty` out.
+    `flow8`, `certainty8`, `f4`, `f2`, `f1` to `flow` `(B, D, 2, h, w)` and `certainty_low` `(B, D, 1, h, w)`, resized to
+    the upsampling pass's map at stride 8; with `final` (no such pass) also `certainty16` in, `warp` and `certainty` out.
     """
 
-    def __init__(self, network: RomaNetwork, settings: RomaSettings) -> None:
+    def __init__(self, network: RomaNetwork, settings: RomaSettings, *, final: bool) -> None:
         super().__init__()
         self.symmetric, self.attenuate = settings.symmetric, settings.attenuate
-        self.target = settings.upsample_map_size(8) if settings.upsamples else None
-        tail = ("certainty16",) if self.target is None else ()
-        self.inputs = ("flow8", "certainty8", "f4", "f2", "f1", *tail)
-        self.outputs = ("warp", "certainty") if self.target is None else ("flow", "certainty_low")
+        self.target = None if final else settings.upsample_map_size(8)
+        self.inputs = ("flow8", "certainty8", "f4", "f2", "f1", *(("certainty16",) if final else ()))
+        self.outputs = ("warp", "certainty") if final else ("flow", "certainty_low")
         self.stages = nn.ModuleList(_coarse_stages(network, settings, (4, 2, 1)))
 
     def forward(
         self, flow8: Tensor, certainty8: Tensor, f4: Tensor, f2: Tensor, f1: Tensor, certainty16: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """See the class."""
-        flow, certainty = flow8, certainty8
-        for stage, stacked in zip(self.stages, (f4, f2, f1), strict=True):
-            flow, certainty = stage(*_pair_up(stacked, self.symmetric), flow, certainty)
+        flow, certainty = merge(flow8), merge(certainty8)
+        for stage, maps in zip(self.stages, (f4, f2, f1), strict=True):
+            flow, certainty = stage(*query_and_support(maps, self.symmetric), flow, certainty)
+        results: tuple[Tensor, ...]
         if self.target is not None:
-            return resize(flow, self.target), resize(certainty, self.target)
-        assert certainty16 is not None
-        return finish(flow, certainty, certainty16, attenuate=self.attenuate)
+            results = resize(flow, self.target), resize(certainty, self.target)
+        else:
+            assert certainty16 is not None
+            results = finish(flow, certainty, merge(certainty16), attenuate=self.attenuate)
+        return tuple(unmerge(result, 1 + self.symmetric) for result in results)
 
 
 class Upsample(Part):
     """The upsampling pass: VGG at the high resolution, refiners 8, 4, 2 and 1, and the finished warp.
 
-    `images_high` `(N, 3, H, W)`, `flow`, `certainty_low`, `certainty16` to `warp` `(D, H, W, 2)` and `certainty` `(D, H, W)`.
+    `images_high` `(B, 2, 3, H, W)`, `flow`, `certainty_low`, `certainty16` to `warp` `(B, D, H, W, 2)` and `certainty`
+    `(B, D, H, W)`.
     """
 
     inputs = ("images_high", "flow", "certainty_low", "certainty16")
@@ -214,12 +216,13 @@ class Upsample(Part):
 
     def forward(
         self, images_high: Tensor, flow: Tensor, certainty_low: Tensor, certainty16: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """See the class."""
-        certainty = certainty_low
-        for stage, stacked in zip(self.stages, self.pyramid(images_high), strict=True):
-            flow, certainty = stage(*_pair_up(stacked, self.symmetric), flow, certainty)
-        return finish(flow, certainty, certainty16, attenuate=self.attenuate)
+        flow, certainty = merge(flow), merge(certainty_low)
+        for stage, maps in zip(self.stages, self.pyramid(images_high), strict=True):
+            flow, certainty = stage(*query_and_support(maps, self.symmetric), flow, certainty)
+        results = finish(flow, certainty, merge(certainty16), attenuate=self.attenuate)
+        return tuple(unmerge(result, 1 + self.symmetric) for result in results)
 
 
 def _coarse_stages(network: RomaNetwork, settings: RomaSettings, scales: tuple[int, ...]) -> list[RefineStage]:
@@ -229,10 +232,10 @@ def _coarse_stages(network: RomaNetwork, settings: RomaSettings, scales: tuple[i
     ]
 
 
-def finish(flow: Tensor, logits: Tensor, coarse_logits: Tensor, *, attenuate: bool) -> tuple[Tensor, Tensor]:
-    """Warp `(D, H, W, 2)` clamped to [-1, 1] and certainty `(D, H, W)` in [0, 1].
+def finish(flow: Tensor, logits: Tensor, coarse_logits: Tensor, *, attenuate: bool) -> tuple[Tensor, ...]:
+    """Warp `(M, H, W, 2)` clamped to [-1, 1] and certainty `(M, H, W)` in [0, 1], from `(M, 2, H, W)` and logits.
 
-    Where the coarse pass already doubted (negative logits after refiner 16), half of that doubt is taken off again as
+    Where the coarse pass already doubted (negative logits after refiner 16), half of that doubt is given back, as
     upstream does; a match outside the other image has certainty 0.
     """
     if attenuate:
@@ -240,44 +243,3 @@ def finish(flow: Tensor, logits: Tensor, coarse_logits: Tensor, *, attenuate: bo
     outside = (flow.abs() > 1.0).any(dim=1)
     certainty = logits[:, 0].sigmoid()
     return flow.clamp(-1.0, 1.0).permute(0, 2, 3, 1), torch.where(outside, torch.zeros_like(certainty), certainty)
-
-
-class RomaParts(nn.Module):
-    """A variant as its parts, in order; runs them one after the other as a reference."""
-
-    def __init__(self, parts: Mapping[str, Part], settings: RomaSettings) -> None:
-        super().__init__()
-        self.settings = settings
-        self.parts = nn.ModuleDict(dict(parts))
-
-    @torch.no_grad()
-    def run(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """All tensors by name after running every part: the given ones, those handed over, `warp` and `certainty`."""
-        known = dict(tensors)
-        for part in self.parts.values():
-            assert isinstance(part, Part)
-            known.update(part.named(known))
-        return known
-
-    def forward(self, images: Tensor, images_high: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images `(N, 3, H, W)` (and at the upsampling size) to warp `(D, H', W', 2)` and certainty `(D, H', W')`."""
-        tensors = {"images": images} if images_high is None else {"images": images, "images_high": images_high}
-        out = self.run(tensors)
-        return out["warp"], out["certainty"]
-
-
-def build_parts(network: RomaNetwork, settings: RomaSettings) -> RomaParts:
-    """The parts of a variant, in the order they run; the network's weights must be loaded already."""
-    parts: dict[str, Part] = {"vit": Vit(network, settings)}
-    if settings.variant == "encoder-gp":
-        parts["gp"] = GpReadout(network, settings)
-    else:
-        full = settings.variant == "full"
-        parts["pyramid"] = Pyramid(network, (8, 4, 2, 1) if full else (8,))
-        parts["gp"] = Gp(network, settings)
-        parts["coarse"] = Coarse(network, settings, final=not full)
-        if full:
-            parts["refine"] = Refine(network, settings)
-        if settings.upsamples:
-            parts["upsample"] = Upsample(network, settings)
-    return RomaParts(parts, settings).eval()

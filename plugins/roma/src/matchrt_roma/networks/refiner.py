@@ -38,9 +38,9 @@ class Refiner(nn.Module):
         self.disp_emb = nn.Conv2d(2, displacement, 1)
 
     def forward(self, query: Tensor, support: Tensor, grid: Tensor, displacement: Tensor, offsets: Tensor) -> Tensor:
-        """Features `(B, C, h, w)` and flow `grid` `(B, h, w, 2)` in [-1, 1] to `(B, 3, h, w)`: dx, dy, certainty change.
+        """Features `(B, C, h, w)` and flow `grid` `(B, h, w, 2)` to `(B, 3, h, w)`: dx, dy, certainty change.
 
-        `displacement` `(B, 2, h, w)` goes into the embedding; `offsets` `(2r+1, 2r+1, 2)` is the window (unused for r = 0).
+        `displacement` `(B, 2, h, w)` is embedded; `offsets` `(2r+1, 2r+1, 2)` is the window (unused for r = 0).
         """
         sampled = grid_sample(support, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
         inputs = [query, sampled, self.disp_emb(displacement)]
@@ -55,8 +55,8 @@ class Refiner(nn.Module):
 class RefineStage(nn.Module):
     """A refiner at one size: references it and holds the constants of that size.
 
-    `map_size` is the size of the maps at this `scale`, `full_size` the size at scale 1 of the same pass, `factor` the scale
-    of the displacement's embedding (see `RomaSettings`). A refiner's dx, dy count quarter pixels of its own scale.
+    `map_size` is the size of the maps at this `scale`, `full_size` the size at scale 1 of the same pass, `factor` the
+    scale of the displacement's embedding (see `RomaSettings`). A refiner's dx, dy count quarter pixels of its own scale.
     """
 
     centres: Tensor
@@ -75,10 +75,8 @@ class RefineStage(nn.Module):
         self.register_buffer("offsets", window_offsets(refiner.radius, *map_size), persistent=False)
         self.register_buffer("unit", unit, persistent=False)
 
-    def forward(
-        self, query: Tensor, support: Tensor, flow: Tensor, certainty: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """One update of flow `(B, 2, h, w)` and certainty logits `(B, 1, h, w)`, both first resized to this scale's map."""
+    def forward(self, query: Tensor, support: Tensor, flow: Tensor, certainty: Tensor) -> tuple[Tensor, Tensor]:
+        """One update of flow `(B, 2, h, w)` and certainty logits `(B, 1, h, w)`, both resized to this map first."""
         if flow.shape[-2:] != self.map_size:
             flow, certainty = resize(flow, self.map_size), resize(certainty, self.map_size)
         displacement = self.factor * (flow - self.centres)

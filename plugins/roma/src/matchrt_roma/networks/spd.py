@@ -47,9 +47,9 @@ def inverse_square_root(matrix: Tensor, identity: Tensor, smallest: float, large
 def half_solve(kernel: Tensor, rhs: Tensor, identity: Tensor, noise: float, leaf: int) -> Tensor:
     """H = G⁻¹ `rhs` for A = `kernel` + `noise`·I = G Gᵀ, so that Xᵀ A⁻¹ Y = (G⁻¹X)ᵀ (G⁻¹Y).
 
-    `kernel` is `(B, n, n)`, positive semi-definite with entries of magnitude at most 1; `rhs` is `(B, n, m)`. Blocks of at
-    most `leaf` rows are not split further; `identity` is a constant identity of at least `leaf` rows (or n). The noise is
-    added at the leaves, where the diagonal is first used.
+    `kernel` is `(B, n, n)`, positive semi-definite with entries of magnitude at most 1; `rhs` is `(B, n, m)`. Blocks of
+    at most `leaf` rows are not split further; `identity` is a constant identity of at least `leaf` (or n) rows. The
+    noise is added at the leaves, where the diagonal is first used.
     """
     size = kernel.shape[-1]
     if size <= leaf:

@@ -75,7 +75,8 @@ class Block(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """`(B, N, D)` to `(B, N, D)`."""
         tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
-        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        out: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        return out
 
 
 class MatchDecoder(nn.Module):
@@ -89,7 +90,7 @@ class MatchDecoder(nn.Module):
         self.to_out = nn.Linear(dim, anchors * anchors + 1)
 
     def forward(self, mean: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """GP mean `(B, G, h, w)` and feature `(B, C, h, w)` to anchor logits `(B, h*w, A*A)` and certainty `(B, 1, h, w)`."""
+        """GP mean `(B, G, h, w)`, feature `(B, C, h, w)` to anchor logits `(B, h*w, A*A)`, certainty `(B, 1, h, w)`."""
         batch, _, height, width = mean.shape
         tokens = torch.cat((mean, feature), dim=1).flatten(2).transpose(1, 2)
         out = self.to_out(self.blocks(tokens))
