@@ -53,8 +53,8 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
                 fan = tensor[0].numel()
                 gain = 20.0 if "to_out" in name else 0.2 if "out_conv" in name else 1.4
                 tensor.copy_(gain * fan**-0.5 * torch.randn(tensor.shape, generator=generator))
-                if name.endswith("to_out.weight"):
-                    tensor[-1] *= 0.1
+                if name.endswith(("to_out.weight", "out_conv.weight")):
+                    tensor[-1] *= 0.1 if "to_out" in name else 0.3  # certainty logits of a few units, not of tens
             else:
                 tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding
 
 
 def gather_rows(table: Tensor, index: Tensor) -> Tensor:
     """Rows of a constant `(A, D)` at `index` `(B, N)`, `(B, N, D)`."""
-    return table[index]
+    return embedding(index, table)
 
 
 def classes_to_flow(logits: Tensor, anchors: Tensor) -> Tensor:
@@ -34,10 +35,10 @@ def classes_to_flow(logits: Tensor, anchors: Tensor) -> Tensor:
     return flow / total
 
 
-def embedding_to_flow(mean: Tensor, anchors: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+def embedding_to_flow(mean: Tensor, anchors: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     """Read a posterior mean out on an anchor grid without the learned decoder.
 
-    `mean` is `(B, N, D)`, `anchors` `(A, 2)` row-major over a square, `embedding` `(A, D)` their Fourier embedding.
+    `mean` is `(B, N, D)`, `anchors` `(A, 2)` row-major over a square, `basis` `(A, D)` their Fourier embedding.
     Under Gaussian noise the likeliest anchor is the one whose embedding is nearest in angle; a parabola through its
     neighbours' cosines places the maximum between anchors (at the frame's edge the coordinate stays on the anchor).
     The certainty is the share of the anchor's embedding that the mean explains, 1 - |mean - e|² / |e|², in [0, 1]:
@@ -48,15 +49,15 @@ def embedding_to_flow(mean: Tensor, anchors: Tensor, embedding: Tensor) -> tuple
     count = anchors.shape[0]
     side = round(count**0.5)
     mean = mean.float()
-    lengths = embedding.norm(dim=-1)
-    cosines = mean @ (embedding / lengths[:, None]).T
+    lengths = basis.norm(dim=-1)
+    cosines = mean @ (basis / lengths[:, None]).T
     best = cosines.argmax(dim=-1)
     peak = cosines.gather(-1, best[..., None])[..., 0]
     column = best - side * torch.div(best, side, rounding_mode="floor")
     shift_x = _parabola(cosines, best, peak, 1, (column > 0) & (column < side - 1))
     shift_y = _parabola(cosines, best, peak, side, (best >= side) & (best < count - side))
     flow = gather_rows(anchors, best) + torch.stack((shift_x, shift_y), dim=-1) * (2.0 / side)
-    length = lengths[best]
+    length = gather_rows(lengths[:, None], best)[..., 0]
     energy = (mean * mean).sum(dim=-1)
     residual = energy - 2.0 * peak * length + length * length
     return flow, (1.0 - residual / (length * length)).clamp(0.0, 1.0)

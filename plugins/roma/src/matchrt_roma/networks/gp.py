@@ -30,11 +30,12 @@ class GaussianProcess(nn.Module):
         grid = pixel_centres(rows, columns).permute(2, 0, 1)[None].to(self.pos_conv.weight.device)
         # The convolution itself rather than an equal matrix product: 8π multiplies its rounding.
         projected: Tensor = self.pos_conv(grid).float()
-        return torch.cos(8 * math.pi * projected)[0].flatten(1).T.contiguous()
+        basis: Tensor = torch.cos(8 * math.pi * projected)[0].flatten(1).T.contiguous()
+        return basis
 
     def kernel(self, left: Tensor, right: Tensor) -> Tensor:
         """`(B, N, C)` and `(B, M, C)` to `(B, N, M)`."""
-        lengths = left.norm(dim=-1)[..., None] * right.norm(dim=-1)[:, None, :]
+        lengths = _length(left)[..., None] * _length(right)[:, None, :]
         return (((left @ right.transpose(-1, -2)) / (lengths + 1e-6) - 1.0) / self.temperature).exp()
 
     def forward(self, query: Tensor, support: Tensor, basis: Tensor, identity: Tensor) -> Tensor:
@@ -51,3 +52,8 @@ class GaussianProcess(nn.Module):
         dim = basis.shape[-1]
         mean = halves[..., :dim].transpose(-1, -2) @ halves[..., dim:]
         return mean.reshape(batch, dim, height, width)
+
+
+def _length(vectors: Tensor) -> Tensor:
+    # Not `norm`: ONNX's ReduceL2 changed its form at opset 18, so that it cannot be written for 17.
+    return (vectors * vectors).sum(dim=-1).sqrt()

@@ -8,7 +8,8 @@ A part references modules of the one network that owns the parameters; constants
 computed when the part is made, so make parts after loading weights.
 
 Every tensor is float32 and leads with the pair axis B. `B, 2` are the pair's two images, `B, D` its directions: 0 from
-image 0 into image 1 and, when symmetric, 1 back. Coordinates are (x, y) in [-1, 1], certainties logits until the last part.
+image 0 into image 1 and, when symmetric, 1 back. Coordinates are (x, y) in [-1, 1]; certainties are logits until the
+last part.
 """
 
 from __future__ import annotations
@@ -131,7 +132,8 @@ class Coarse(Part):
     """Match decoder and refiners 16 and 8.
 
     `mean` `(B, D, G, g, g)`, `f16` `(B, 2, C, g, g)`, `f8` `(B, 2, C8, h, w)` to `flow8` `(B, D, 2, h, w)`,
-    `certainty8` `(B, D, 1, h, w)` and `certainty16` `(B, D, 1, g, g)`; with `final` to `warp` and `certainty` at stride 8.
+    `certainty8` `(B, D, 1, h, w)` and `certainty16` `(B, D, 1, g, g)`; with `final` to `warp` and `certainty` at
+    stride 8.
     """
 
     inputs = ("mean", "f16", "f8")
@@ -166,8 +168,9 @@ class Coarse(Part):
 class Refine(Part):
     """Refiners 4, 2 and 1 of the coarse pass.
 
-    `flow8`, `certainty8`, `f4`, `f2`, `f1` to `flow` `(B, D, 2, h, w)` and `certainty_low` `(B, D, 1, h, w)`, resized to
-    the upsampling pass's map at stride 8; with `final` (no such pass) also `certainty16` in, `warp` and `certainty` out.
+    `flow8`, `certainty8`, `f4`, `f2`, `f1` to `flow` `(B, D, 2, h, w)` and `certainty_low` `(B, D, 1, h, w)`, resized
+    to the upsampling pass's map at stride 8; with `final` (no such pass) also `certainty16` in, `warp` and `certainty`
+    out.
     """
 
     def __init__(self, network: RomaNetwork, settings: RomaSettings, *, final: bool) -> None:
@@ -240,6 +243,7 @@ def finish(flow: Tensor, logits: Tensor, coarse_logits: Tensor, *, attenuate: bo
     """
     if attenuate:
         logits = logits - 0.5 * resize(coarse_logits, (flow.shape[-2], flow.shape[-1])).clamp(max=0.0)
-    outside = (flow.abs() > 1.0).any(dim=1)
-    certainty = logits[:, 0].sigmoid()
+    distance = flow.abs()
+    outside = torch.maximum(distance[:, :1], distance[:, 1:]).squeeze(1) > 1.0
+    certainty = logits.squeeze(1).sigmoid()
     return flow.clamp(-1.0, 1.0).permute(0, 2, 3, 1), torch.where(outside, torch.zeros_like(certainty), certainty)

@@ -56,7 +56,8 @@ class RefineStage(nn.Module):
     """A refiner at one size: references it and holds the constants of that size.
 
     `map_size` is the size of the maps at this `scale`, `full_size` the size at scale 1 of the same pass, `factor` the
-    scale of the displacement's embedding (see `RomaSettings`). A refiner's dx, dy count quarter pixels of its own scale.
+    scale of the displacement's embedding (see `RomaSettings`). A refiner's dx, dy count quarter pixels of its own
+    scale.
     """
 
     centres: Tensor

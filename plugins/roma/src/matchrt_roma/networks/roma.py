@@ -100,6 +100,6 @@ class Roma(RomaNetwork):
         return known
 
     def forward(self, images: Tensor, images_high: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Images `(B, 2, 3, H, W)` (also at upsampling size) to `warp` `(B, D, h, w, 2)`, `certainty` `(B, D, h, w)`."""
+        """Images `(B, 2, 3, H, W)` (and larger) to `warp` `(B, D, h, w, 2)`, `certainty` `(B, D, h, w)`."""
         out = self.run({"images": images} if images_high is None else {"images": images, "images_high": images_high})
         return out["warp"], out["certainty"]

@@ -22,9 +22,10 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """`(B, N, D)` to `(B, N, D)`."""
         batch, count, dim = tokens.shape
+        packed = self.qkv(tokens)
         query, key, value = (
-            part.reshape(batch, count, self.heads, dim // self.heads).transpose(1, 2)
-            for part in self.qkv(tokens).chunk(3, dim=-1)
+            packed[..., start : start + dim].reshape(batch, count, self.heads, dim // self.heads).transpose(1, 2)
+            for start in (0, dim, 2 * dim)
         )
         weights = ((query * self.scale) @ key.transpose(-1, -2)).softmax(dim=-1)
         out: Tensor = self.proj((weights @ value).transpose(1, 2).reshape(batch, count, dim))
@@ -94,4 +95,4 @@ class MatchDecoder(nn.Module):
         batch, _, height, width = mean.shape
         tokens = torch.cat((mean, feature), dim=1).flatten(2).transpose(1, 2)
         out = self.to_out(self.blocks(tokens))
-        return out[..., :-1], out[..., -1].reshape(batch, 1, height, width)
+        return out[..., :-1], out[..., -1:].reshape(batch, 1, height, width)
