@@ -181,6 +181,7 @@ def make_twins(grid: int = 8, size: int = 112, upsample: int | None = 128, seed:
     )
     ours = Roma(settings, config)
     state = dict(theirs.state_dict()) | {f"dinov2.{name}": tensor for name, tensor in vit.state_dict().items()}
+    del state["dinov2.mask_token"]
     ours.load_state_dict(state, strict=True)
     theirs.eval()
     vit.eval()

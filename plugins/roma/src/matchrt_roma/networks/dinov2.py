@@ -27,7 +27,7 @@ class PatchEmbed(nn.Module):
 class DinoV2(nn.Module):
     """The encoder; `forward` returns the normalised patch tokens as a map.
 
-    `mask_token` is part of the published file and of no inference path; it is held so that every key has its place.
+    The published file's `mask_token` is of no inference path and left out; the weight rules drop it with that reason.
     """
 
     def __init__(self, dim: int, depth: int, heads: int, grid: int) -> None:
@@ -35,7 +35,6 @@ class DinoV2(nn.Module):
         self.native_grid = grid
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, grid * grid + 1, dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, dim))
         self.patch_embed = PatchEmbed(dim)
         self.blocks = nn.ModuleList(Block(dim, heads, qkv_bias=True, layer_scale=True, eps=1e-6) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=1e-6)

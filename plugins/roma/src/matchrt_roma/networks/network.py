@@ -1,4 +1,4 @@
-"""The owner of all parameters: 603 keys of a RoMa checkpoint and 343 of DINOv2, each exactly once."""
+"""The owner of all parameters: 603 keys of a RoMa checkpoint and 342 of DINOv2, each exactly once."""
 
 from __future__ import annotations
 
