@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,8 @@ from matchrt_roma.networks.roma import PARTS
 
 SIZE, HIGH = 112, 128
 TOLERANCE = 1e-4
-# The anchor with the best score may flip between two that tie in float32; a flip moves one token and what is refined from it.
-# Tokens: 128 (2 directions of 8x8). Budget: one of them, so 1/128 of a part's elements may exceed the tolerance.
+# The best anchor may flip between two that tie in float32, which moves one token and what is refined from it.
+# There are 128 tokens (2 directions of 8x8); budget: one of them, so 1/128 of a part's elements may differ by more.
 OUTLIERS = 1 / 128
 FORBIDDEN = {"Inverse", "NonZero", "EyeLike", "If", "Loop", "Scan", "GatherND", "ScatterND", "TopK", "Range"}
 NAMES = tuple(dict.fromkeys(name for names in PARTS.values() for name in names))
@@ -31,8 +32,7 @@ def network() -> Roma:
 
 @pytest.fixture(scope="module")
 def tensors(network: Roma) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return network.run({"images": images(2, SIZE)[None], "images_high": images(2, HIGH)[None]})
+    return every_tensor(network)
 
 
 def export(part: Part, tensors: dict[str, Tensor], opset: int, *, dynamic: bool = False) -> onnx.ModelProto:
@@ -50,6 +50,18 @@ def export(part: Part, tensors: dict[str, Tensor], opset: int, *, dynamic: bool 
     )
     assert program is not None
     return program.model_proto
+
+
+@functools.cache
+def exported(name: str) -> onnx.ModelProto:
+    """Each part at opset 18, one pair, exported once for all tests here."""
+    network = make_twins(37, SIZE, HIGH).ours
+    return export(network.part(name), every_tensor(network), 18)
+
+
+def every_tensor(network: Roma) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return network.run({"images": images(2, SIZE)[None], "images_high": images(2, HIGH)[None]})
 
 
 def run(model: onnx.ModelProto, part: Part, tensors: dict[str, Tensor]) -> list[np.ndarray]:
@@ -70,7 +82,7 @@ def assert_close(part: Part, results: list[np.ndarray], tensors: dict[str, Tenso
 @pytest.mark.parametrize("name", NAMES)
 def test_onnx_equals_the_part(network: Roma, tensors: dict[str, Tensor], name: str) -> None:
     part = network.part(name)
-    model = export(part, tensors, 18)
+    model = exported(name)
     onnx.checker.check_model(model, full_check=True)
     assert not {node.op_type for node in model.graph.node} & FORBIDDEN
     assert {node.domain for node in model.graph.node} == {""}
@@ -80,8 +92,9 @@ def test_onnx_equals_the_part(network: Roma, tensors: dict[str, Tensor], name: s
     assert_close(part, run(model, part, tensors), tensors)
 
 
-@pytest.mark.parametrize("opset", [17, 20])
-@pytest.mark.parametrize("name", ["vit", "gp_readout", "coarse", "upsample"])
+@pytest.mark.parametrize(
+    ("name", "opset"), [("vit", 17), ("gp_readout", 17), ("coarse_final", 17), ("upsample", 17), ("coarse", 20)]
+)
 def test_other_opsets(network: Roma, tensors: dict[str, Tensor], name: str, opset: int) -> None:
     part = network.part(name)
     model = export(part, tensors, opset)
@@ -90,7 +103,7 @@ def test_other_opsets(network: Roma, tensors: dict[str, Tensor], name: str, opse
     assert_close(part, run(model, part, tensors), tensors)
 
 
-@pytest.mark.parametrize("name", ["vit", "pyramid", "gp", "coarse", "refine", "upsample"])
+@pytest.mark.parametrize("name", ["vit", "gp", "coarse", "upsample"])
 def test_a_graph_of_any_number_of_pairs(network: Roma, tensors: dict[str, Tensor], name: str) -> None:
     part = network.part(name)
     model = export(part, tensors, 18, dynamic=True)
@@ -104,8 +117,8 @@ def test_a_graph_of_any_number_of_pairs(network: Roma, tensors: dict[str, Tensor
     assert_close(part, run(model, part, three), three)
 
 
-def test_attention_scales_before_the_product(network: Roma, tensors: dict[str, Tensor]) -> None:
-    model = export(network.vit, tensors, 18)
+def test_attention_scales_before_the_product() -> None:
+    model = exported("vit")
     producers = {output: node for node in model.graph.node for output in node.output}
     softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
     assert len(softmaxes) == 2
@@ -117,11 +130,11 @@ def test_attention_scales_before_the_product(network: Roma, tensors: dict[str, T
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("name", NAMES)
-def test_tensorrt_rtx_builds(network: Roma, tensors: dict[str, Tensor], name: str, tmp_path: Path) -> None:
+def test_tensorrt_rtx_builds(name: str, tmp_path: Path) -> None:
     import tensorrt_rtx as trt
 
     path = tmp_path / f"{name}.onnx"
-    onnx.save(export(network.part(name), tensors, 18), path)
+    onnx.save(exported(name), path)
     builder = trt.Builder(_rtx_logger(trt))
     definition = builder.create_network(0)
     parser = trt.OnnxParser(definition, _rtx_logger(trt))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from roma_oracle import make_twins
 from torch import Tensor
@@ -107,7 +108,6 @@ def test_chunked_dinov2(network: Roma, checkpoint: dict[str, Tensor], dinov2: di
 def test_timm_dinov2_lacks_only_the_mask_token(
     network: Roma, checkpoint: dict[str, Tensor], dinov2: dict[str, Tensor]
 ) -> None:
-    timm = pytest.importorskip("timm")
     with torch.device("meta"):
         state = timm.create_model("vit_large_patch14_dinov2.lvd142m").state_dict()
     assert len(state) == 342
@@ -117,7 +117,6 @@ def test_timm_dinov2_lacks_only_the_mask_token(
 
 
 def test_register_tokens_are_refused_by_name(network: Roma, checkpoint: dict[str, Tensor]) -> None:
-    timm = pytest.importorskip("timm")
     with torch.device("meta"):
         state = timm.create_model("vit_large_patch14_reg4_dinov2.lvd142m").state_dict()
     result = report(network, checkpoint, state)

@@ -1,9 +1,9 @@
-"""How the published weights become `Roma`'s: the checkpoint's 603 keys and DINOv2's 343, by explicit namespaces. Torch-free.
+"""How published weights become `Roma`'s: a checkpoint's 603 keys and DINOv2's 343, by explicit namespaces. Torch-free.
 
 A RoMa checkpoint holds no DINOv2 (upstream keeps the frozen ViT outside its state dict), so DINOv2 is a second file,
-known as `dinov2`. Its names come from one of four publications; each is brought to the official flat names and then under
-`dinov2.`, a namespace that no rule for the checkpoint writes to: the match decoder's blocks have the shapes of DINOv2's
-first five and must never land there.
+known as `dinov2`. Its names come from one of four publications; each is brought to the official flat names and then
+under `dinov2.`, a namespace that no rule for the checkpoint writes to: the match decoder's blocks have the shapes of
+DINOv2's first five and must never land there.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def checkpoint_rules() -> tuple[Rule, ...]:
 def dinov2_rules() -> tuple[Rule, ...]:
     """Rules for a DINOv2 ViT file (official flat or chunked, timm, transformers), to names under `dinov2.`.
 
-    timm's names are the official ones, without `mask_token`. Files with register tokens keep those keys, which no network
-    parameter answers to: they are refused by name.
+    timm's names are the official ones, without `mask_token`. Files with register tokens keep those keys, which no
+    network parameter answers to: they are refused by name.
     """
     return (
         When(
@@ -66,7 +66,7 @@ def _transformers_rules() -> tuple[Rule, ...]:
 
 
 def weight_rules() -> tuple[Rule, ...]:
-    """All rules: the checkpoint's names, then DINOv2 from its own file (a checkpoint that brings `dinov2.` keeps it)."""
+    """All rules: the checkpoint's names, then DINOv2 from its own file (unless the checkpoint brings it)."""
     return (
         *checkpoint_rules(),
         Drop(r"dinov2\.mask_token", MASK_TOKEN_REASON),

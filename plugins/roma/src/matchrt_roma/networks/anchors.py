@@ -49,7 +49,7 @@ def embedding_to_flow(mean: Tensor, anchors: Tensor, basis: Tensor) -> tuple[Ten
     count = anchors.shape[0]
     side = round(count**0.5)
     mean = mean.float()
-    lengths = basis.norm(dim=-1)
+    lengths = (basis * basis).sum(dim=-1).sqrt()
     cosines = mean @ (basis / lengths[:, None]).T
     best = cosines.argmax(dim=-1)
     peak = cosines.gather(-1, best[..., None])[..., 0]
