@@ -34,7 +34,7 @@ def tiny_config(grid: int = 8) -> RomaConfig:
     return RomaConfig(**TINY, vit_grid=grid)  # type: ignore[arg-type]
 
 
-def randomise(module: nn.Module, seed: int = 0) -> None:
+def randomise(module: nn.Module, seed: int = 0, peak: float = 20.0) -> None:
     """Weights that make every stage matter: random batch norm statistics, positions, scales and a peaked read-out."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -51,7 +51,7 @@ def randomise(module: nn.Module, seed: int = 0) -> None:
                 tensor.copy_(1.4 * torch.rand(tensor.shape, generator=generator) - 0.7)
             elif tensor.ndim >= 2:
                 fan = tensor[0].numel()
-                gain = 20.0 if "to_out" in name else 0.2 if "out_conv" in name else 1.4
+                gain = peak if "to_out" in name else 0.2 if "out_conv" in name else 1.4
                 tensor.copy_(gain * fan**-0.5 * torch.randn(tensor.shape, generator=generator))
                 if name.endswith(("to_out.weight", "out_conv.weight")):
                     tensor[-1] *= 0.1 if "to_out" in name else 0.3  # certainty logits of a few units, not of tens
@@ -171,18 +171,23 @@ class Twins:
 
 def make_twins(grid: int = 8, size: int = 112, upsample: int | None = 128, seed: int = 0, leaf: int = 40) -> Twins:
     """Upstream gets the random weights under its own names; ours loads them by name."""
-    config = tiny_config(grid)
-    theirs = upstream_matcher(config, size, upsample)
-    randomise(theirs, seed)
+    high = (upsample, upsample) if upsample else None
+    settings = RomaSettings(recipe="upstream", size=(size, size), upsample_size=high, leaf=leaf)
+    return twins_of(tiny_config(grid), settings, seed)
+
+
+def twins_of(config: RomaConfig, settings: RomaSettings, seed: int = 0, peak: float = 20.0) -> Twins:
+    """Both networks at any configuration; ours shares upstream's tensors instead of copying them."""
+    high = settings.upsample_size
+    theirs = upstream_matcher(config, settings.size[0], high[0] if high else None)
+    randomise(theirs, seed, peak)
     vit = theirs.encoder.dinov2_vitl14[0]
     randomise(vit, seed + 1)
-    settings = RomaSettings(
-        recipe="upstream", size=(size, size), upsample_size=(upsample, upsample) if upsample else None, leaf=leaf
-    )
-    ours = Roma(settings, config)
+    with torch.device("meta"):
+        ours = Roma(settings, config)
     state = dict(theirs.state_dict()) | {f"dinov2.{name}": tensor for name, tensor in vit.state_dict().items()}
     del state["dinov2.mask_token"]
-    ours.load_state_dict(state, strict=True)
+    ours.load_state_dict(state, strict=True, assign=True)
     theirs.eval()
     vit.eval()
     return Twins(ours.eval(), theirs)

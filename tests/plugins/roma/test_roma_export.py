@@ -103,7 +103,7 @@ def test_other_opsets(network: Roma, tensors: dict[str, Tensor], name: str, opse
     assert_close(part, run(model, part, tensors), tensors)
 
 
-@pytest.mark.parametrize("name", ["vit", "gp", "coarse", "upsample"])
+@pytest.mark.parametrize("name", ["vit", "coarse", "refine"])
 def test_a_graph_of_any_number_of_pairs(network: Roma, tensors: dict[str, Tensor], name: str) -> None:
     part = network.part(name)
     model = export(part, tensors, 18, dynamic=True)

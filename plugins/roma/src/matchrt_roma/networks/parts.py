@@ -110,19 +110,19 @@ class GpReadout(Gp):
 
     outputs = ("warp", "certainty")
     anchors: Tensor
-    embedding: Tensor
+    anchor_basis: Tensor
 
     def __init__(self, network: RomaNetwork, settings: RomaSettings) -> None:
         super().__init__(network, settings)
         anchors = network.config.anchors
         self.register_buffer("anchors", pixel_centres(anchors, anchors).reshape(-1, 2), persistent=False)
-        self.register_buffer("embedding", network.process.basis(anchors, anchors), persistent=False)
+        self.register_buffer("anchor_basis", network.process.basis(anchors, anchors), persistent=False)
 
     def forward(self, f16: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """See the class."""
         mean = self.posterior(f16)
         height, width = mean.shape[-2:]
-        flow, certainty = embedding_to_flow(mean.flatten(2).transpose(1, 2), self.anchors, self.embedding)
+        flow, certainty = embedding_to_flow(mean.flatten(2).transpose(1, 2), self.anchors, self.anchor_basis)
         directions = 1 + self.symmetric
         warp = flow.clamp(-1.0, 1.0).reshape(-1, directions, height, width, 2)
         return warp, certainty.reshape(-1, directions, height, width)
