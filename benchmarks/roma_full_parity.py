@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import platform
 import resource
 import sys
@@ -78,6 +79,25 @@ def run_ours(network: Roma, pair: Tensor, high: Tensor) -> tuple[dict[str, Tenso
     return tensors, seconds
 
 
+def gp_errors(twins: roma_oracle.Twins, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Any]:
+    """Both float32 solves of upstream's features against float64, and the system's condition number."""
+    gp, part = twins.theirs.decoder.gps["16"], twins.ours.gp
+    f16 = theirs["f16"]
+    again = part.posterior(f16[None])
+    basis = gp.get_pos_enc(f16).flatten(2).transpose(1, 2).double()
+    y = f16.double().flatten(2).transpose(1, 2).flip(0)
+    result: dict[str, Any] = {"ours": 0.0, "upstream": 0.0, "condition": 0.0}
+    for index in (0, 1):
+        system = gp.K(y[index, None], y[index, None])[0] + gp.sigma_noise * torch.eye(y.shape[1], dtype=torch.float64)
+        exact = gp.K(y[1 - index, None], y[index, None])[0] @ torch.linalg.solve(system, basis[index])
+        for name, mean in (("ours", again), ("upstream", theirs["mean"])):
+            error = float((mean[index].flatten(1).T - exact).abs().max())
+            result[name] = max(result[name], error)
+        values = torch.linalg.eigvalsh(system)
+        result["condition"] = max(result["condition"], float(values[-1] / values[0]))
+    return result
+
+
 def compare(network: Roma, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Any]:
     mean, f16 = ours["mean"][0], ours["f16"][0]
     logits, certainty = network.match_decoder(mean, f16)
@@ -115,6 +135,7 @@ def main() -> None:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "threads": options.threads,
+        "load_average_at_start": [round(value, 1) for value in os.getloadavg()],
     }
     started = time.perf_counter()
     settings = RomaSettings(recipe="upstream", size=(options.size,) * 2, upsample_size=(options.upsample_size,) * 2)
@@ -131,6 +152,8 @@ def main() -> None:
     theirs, upstream_seconds = run_upstream(twins, pair, high)
     receipt["upstream"] = {"total_seconds": round(upstream_seconds, 1), "peak_mib_of_both": peak_mib()}
     receipt["differences"] = compare(twins.ours, ours, theirs)
+    receipt["gp_mean_max_error_against_float64"] = gp_errors(twins, ours, theirs)
+    receipt["load_average_at_end"] = [round(value, 1) for value in os.getloadavg()]
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(receipt, indent=2) + "\n")
     print(json.dumps(receipt, indent=2))

@@ -219,6 +219,17 @@ def test_factors_of_both_recipes() -> None:
     assert (upstream.coarse_factor, upstream.upsample_factor) == (pytest.approx(0.8), pytest.approx(1.2))
 
 
+def test_every_normalisation_has_upstreams_epsilon(twins: Twins) -> None:
+    """1e-6 in DINOv2, 1e-5 elsewhere: too small a difference for the comparisons above to see."""
+
+    def epsilons(module: torch.nn.Module, prefix: str) -> dict[str, float]:
+        return {prefix + name: m.eps for name, m in module.named_modules() if hasattr(m, "eps")}
+
+    theirs = epsilons(twins.theirs, "") | epsilons(twins.vit, "dinov2.")
+    assert epsilons(twins.ours, "") == theirs
+    assert set(theirs.values()) == {1e-6, 1e-5}
+
+
 def test_every_parameter_has_one_owner() -> None:
     network = make_twins(8, SIZE, HIGH).ours
     names = list(network.state_dict())
