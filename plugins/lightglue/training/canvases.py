@@ -178,7 +178,9 @@ def checkerboards(batch: int, size: int, generator: torch.Generator) -> tuple[Te
     flat = ((u + cells / 2).floor() * cells + (v + cells / 2).floor()).long()
     plain = torch.where(((u.floor() + v.floor()) % 2) == 0, level[:, :1], level[:, 1:2])
     tone = torch.where(uniform(generator, 0, 1, batch, 1) < 0.5, plain, level.gather(1, flat))
-    image = torch.where(inside.reshape(batch, size, size), tone.reshape(batch, size, size), _shades(batch, size, generator))
+    image = torch.where(
+        inside.reshape(batch, size, size), tone.reshape(batch, size, size), _shades(batch, size, generator)
+    )
     steps = torch.arange(cells + 1, device=device, dtype=torch.float32) - cells / 2
     gu, gv = steps.repeat(cells + 1) * side, steps.repeat_interleave(cells + 1) * side
     points = torch.stack((gu * turn.cos() - gv * turn.sin(), gu * turn.sin() + gv * turn.cos()), -1)

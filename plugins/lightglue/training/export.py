@@ -1,6 +1,6 @@
 """Half-precision safetensors with the published names.
 
-    uv run python plugins/lightglue/training/export.py RUN plugins/lightglue/src/matchrt_lightglue/data/mini
+uv run python plugins/lightglue/training/export.py RUN plugins/lightglue/src/matchrt_lightglue/data/mini
 """
 
 from __future__ import annotations

@@ -112,7 +112,14 @@ def draw_matches(pair: Pair, k0: np.ndarray, k1: np.ndarray, path: Path) -> None
     good = reprojection(k0, k1, pair.homography) <= 3
     for a, b, right in zip(k0, k1 + (w0, 0), good, strict=True):
         colour = (80, 220, 80) if right else (60, 60, 255)
-        cv2.line(picture, tuple(np.rint(a).astype(int).tolist()), tuple(np.rint(b).astype(int).tolist()), colour, 1, cv2.LINE_AA)
+        cv2.line(
+            picture,
+            tuple(np.rint(a).astype(int).tolist()),
+            tuple(np.rint(b).astype(int).tolist()),
+            colour,
+            1,
+            cv2.LINE_AA,
+        )
     cv2.imwrite(str(path), picture)
 
 

@@ -52,7 +52,9 @@ def adapt(
     return Canvases(images, torch.cat(points), torch.cat(scores))
 
 
-def _aggregate(network: SuperPoint, images: Tensor, warps: int, limits: dict[str, float], generator: torch.Generator) -> Tensor:
+def _aggregate(
+    network: SuperPoint, images: Tensor, warps: int, limits: dict[str, float], generator: torch.Generator
+) -> Tensor:
     """Mean detection probability (B, S, S) over the canvas itself and random views of it."""
     batch, size = len(images), images.shape[-1]
     total = _heat(network, images.unsqueeze(1))

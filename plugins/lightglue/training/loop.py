@@ -87,4 +87,8 @@ def profile(step: Callable[[], dict[str, Tensor]]) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
     averages = recorded.key_averages()
-    print(averages.table(sort_by="self_cuda_time_total", row_limit=22, max_name_column_width=70, top_level_events_only=False))
+    print(
+        averages.table(
+            sort_by="self_cuda_time_total", row_limit=22, max_name_column_width=70, top_level_events_only=False
+        )
+    )

@@ -66,7 +66,9 @@ def true_matches(
     return positive, valid0 & (nearest1.values > 5.0), valid1 & (nearest0.values > 5.0)
 
 
-def matcher_loss(output: TrainingOutput, positive: Tensor, unmatched0: Tensor, unmatched1: Tensor) -> tuple[Tensor, Tensor]:
+def matcher_loss(
+    output: TrainingOutput, positive: Tensor, unmatched0: Tensor, unmatched1: Tensor
+) -> tuple[Tensor, Tensor]:
     """LightGlue's assignment loss (equation 11), averaged over layers, plus its confidence loss (equation 12).
 
     Also returns the last layer's loss alone.

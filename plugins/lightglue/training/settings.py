@@ -49,7 +49,9 @@ def photograph(name: str, folder: Path | None = None) -> np.ndarray:
             image = cv2.imread(str(candidate), cv2.IMREAD_GRAYSCALE)
             if image is not None:
                 return image
-    raise FileNotFoundError(f"{name}: install the package (`uv run --with scikit-learn --with matplotlib --with scikit-image …`)")
+    raise FileNotFoundError(
+        f"{name}: install the package (`uv run --with scikit-learn --with matplotlib --with scikit-image …`)"
+    )
 
 
 def installed(names: list[str], folder: Path | None = None) -> list[np.ndarray]:

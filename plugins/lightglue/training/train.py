@@ -56,6 +56,7 @@ class Trainer:
         self.temperature = torch.nn.Parameter(torch.tensor(config["features"]["temperature"], device=self.device))
         self.log = Log(out)
         self.rich: Canvases | None = None
+        self.labeller: SuperPoint | None = None
         sizes = {n: sum(p.numel() for p in m.parameters()) for n, m in self.networks().items()}
         self.log("start", device=torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu", **sizes)
 
@@ -79,6 +80,11 @@ class Trainer:
             if (folder / f"{name}.pt").is_file():
                 network.load_state_dict(torch.load(folder / f"{name}.pt", map_location=self.device, weights_only=True))
                 self.log("resume", file=f"{name}.pt")
+
+    def label_with(self, path: Path) -> None:
+        """Let the extractor in `path` make the labels instead of the one in training."""
+        self.labeller = SuperPoint(**self.config["network"]["superpoint"]).to(self.device)
+        self.labeller.load_state_dict(torch.load(path, map_location=self.device, weights_only=True))
 
     def autocast(self) -> torch.autocast:
         """Half-precision arithmetic (bfloat16)."""
@@ -106,7 +112,9 @@ class Trainer:
         images = pool.images[index].float() / 255
         views, inside, H = see_pair(images, (view[0], view[1]), self.config["views"], generator)
         scores = pool.scores[index]
-        targets = [cell_targets(transform(h, pool.points[index]), scores, seen) for h, seen in zip(H, inside, strict=True)]
+        targets = [
+            cell_targets(transform(h, pool.points[index]), scores, seen) for h, seen in zip(H, inside, strict=True)
+        ]
         return views, (targets, inside, H)
 
     def rich_canvases(self) -> Canvases:
@@ -126,7 +134,11 @@ class Trainer:
         s, generator = self.config["features"], self.generator(3)
         for seconds in s["rounds"]:
             pool = self.rich = adapt(
-                self.extractor, self.rich_canvases().images, self.config["adaptation"], self.config["views"], generator
+                self.labeller or self.extractor,
+                self.rich_canvases().images,
+                self.config["adaptation"],
+                self.config["views"],
+                generator,
             )
             self.log("adaptation", points=float((pool.scores > 0).sum(1).float().mean()))
             draw_labels(pool, self.out / "labels.jpg")
@@ -192,7 +204,11 @@ class Trainer:
             with self.autocast():
                 output = self.matcher.forward_training(*inputs)
             loss, last = matcher_loss(output, *truth)
-            return {"loss": loss, "last": last, **_matcher_figures(output.log_assignments[-1], truth[0], found[0].count)}
+            return {
+                "loss": loss,
+                "last": last,
+                **_matcher_figures(output.log_assignments[-1], truth[0], found[0].count),
+            }
 
         train(name, list(self.matcher.parameters()), step, s, self.log, self.save)
         self.extractor.requires_grad_(True)
@@ -247,6 +263,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=HERE / "config.toml")
     parser.add_argument("--smoke", action="store_true", help="tiny networks, a few steps, on the CPU within a minute")
     parser.add_argument("--resume", type=Path, help="folder with superpoint.pt and lightglue.pt")
+    parser.add_argument("--labeller", type=Path, help="superpoint.pt that makes the labels, such as the corner stage's")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--photographs", type=Path, help="folder with photographs of packages that are not installed")
     parser.add_argument("--set", nargs="*", default=[], metavar="TABLE.KEY=VALUE", help="change a setting (JSON value)")
@@ -262,6 +279,8 @@ def main() -> None:
     trainer = Trainer(config, args.out, args.photographs)
     if args.resume:
         trainer.resume(args.resume)
+    if args.labeller:
+        trainer.label_with(args.labeller)
     for stage in args.stages:
         if stage in ("corners", "features"):
             getattr(trainer, stage)()

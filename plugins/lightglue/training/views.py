@@ -42,7 +42,12 @@ def pair_homographies(
 
 
 def homographies(
-    turn: Tensor, scale: Tensor, centre: Tensor, view: tuple[int, int], limits: dict[str, float], generator: torch.Generator
+    turn: Tensor,
+    scale: Tensor,
+    centre: Tensor,
+    view: tuple[int, int],
+    limits: dict[str, float],
+    generator: torch.Generator,
 ) -> Tensor:
     """Turn, scale, stretch along a random axis and tilt about `centre` (B, 2), which lands at the view's centre."""
     batch = len(turn)
@@ -145,17 +150,45 @@ def _blur(x: Tensor, amount: Tensor, generator: torch.Generator) -> Tensor:
     v = -axis * turn.sin() + axis.reshape(-1, 1) * turn.cos()
     narrow = torch.where(moving, 0.35 * sigma.clamp_max(1.0), sigma)
     kernel = torch.exp(-(u / sigma).square() / 2 - (v / narrow.clamp_min(0.05)).square() / 2)
-    kernel = torch.where(uniform(generator, 0, 1, batch, 1, 1, 1) < 0.45, (axis == 0) * (axis == 0).reshape(-1, 1) * 1.0, kernel)
+    kernel = torch.where(
+        uniform(generator, 0, 1, batch, 1, 1, 1) < 0.45, (axis == 0) * (axis == 0).reshape(-1, 1) * 1.0, kernel
+    )
     kernel = kernel / kernel.sum((2, 3), keepdim=True).clamp_min(1e-6)
     padded = F.pad(x.transpose(0, 1), (radius,) * 4, mode="reflect")
     return F.conv2d(padded, kernel, groups=batch).transpose(0, 1)
 
 
+COARSE = 1.6
+"""How much smaller a coarse view is before it is enlarged; divides every view size of the configuration."""
+
+
 def see_pair(
     images: Tensor, view: tuple[int, int], limits: dict[str, Any], generator: torch.Generator
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Two views of each canvas (B, S, S) in [0, 1]: images (B, 1, h, w), where they see the canvas, homographies."""
+    """Two views of each canvas (B, S, S) in [0, 1]: images (B, 1, h, w), where they see the canvas, homographies.
+
+    A share `limits["coarse"]` of the calls draws the views smaller and enlarges them, as a small photograph is
+    enlarged before matching: its blur and noise grow with it.
+    """
     pair = pair_homographies(len(images), images.shape[-1], view, limits, generator)
-    seen = [look(images, H, view) for H in pair]
-    shown = [change_light(fill_outside(image, inside, generator), generator) for image, inside in seen]
-    return shown, [inside for _, inside in seen], list(pair)
+    coarse = float(torch.rand(1, device=generator.device, generator=generator)) < limits["coarse"]
+    shown, inside = [], []
+    for H in pair:
+        if coarse:
+            small = (round(view[0] / COARSE), round(view[1] / COARSE))
+            shrink = torch.tensor(
+                [
+                    [small[1] / view[1], 0, small[1] / view[1] / 2 - 0.5],
+                    [0, small[0] / view[0], small[0] / view[0] / 2 - 0.5],
+                    [0, 0, 1],
+                ]
+            )
+            image, seen = look(images, shrink.to(H) @ H, small)
+            image = change_light(fill_outside(image, seen, generator), generator)
+            shown.append(F.interpolate(image, size=view, mode="bilinear", align_corners=False))
+            inside.append(F.interpolate(seen.float(), size=view, mode="nearest") > 0.5)
+        else:
+            image, seen = look(images, H, view)
+            shown.append(change_light(fill_outside(image, seen, generator), generator))
+            inside.append(seen)
+    return shown, inside, list(pair)
