@@ -25,9 +25,10 @@ import cv2
 import numpy as np
 import torch
 from heldout import Pair, draw_matches, held_out_pairs, project, reprojection
-from matchrt_lightglue.networks import LightGlue, SuperPoint
 from safetensors.torch import load_file
 from settings import HERE, load_config
+
+from matchrt_lightglue.networks import LightGlue, SuperPoint
 
 KEYPOINTS = 1024
 RATIO = 0.8

@@ -67,7 +67,9 @@ def parity() -> Parity:
     flips = Tolerance(atol=2e-3, rtol=1e-3, outliers=0.01)
     return Parity(
         default=Tolerance(atol=1e-3, rtol=1e-3, outliers=0.002),
-        tensors=dict.fromkeys(("flow8", "certainty8", "certainty16", "flow", "certainty_low", "warp", "certainty"), flips),
+        tensors=dict.fromkeys(
+            ("flow8", "certainty8", "certainty16", "flow", "certainty_low", "warp", "certainty"), flips
+        ),
         coordinate_px=0.5,
         shared_matches=0.9,
         pairs=1,
