@@ -7,10 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from canvases import Canvases, uniform
-from matchrt_lightglue.networks import SuperPoint
-from matchrt_lightglue.networks.superpoint import local_maxima
 from torch import Tensor
 from views import change_light, homographies, look, transform
+
+from matchrt_lightglue.networks import SuperPoint
+from matchrt_lightglue.networks.superpoint import local_maxima
 
 CELL = 8
 IGNORED = -100

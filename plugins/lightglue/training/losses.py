@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from labels import IGNORED
-from matchrt_lightglue.networks import TrainingOutput
 from torch import Tensor
 from views import invert, transform
+
+from matchrt_lightglue.networks import TrainingOutput
 
 
 def distances(a: Tensor, b: Tensor) -> Tensor:

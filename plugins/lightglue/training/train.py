@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matchrt_lightglue.networks.lightglue as lightglue_module
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -27,11 +26,13 @@ from export import write
 from labels import adapt, cell_targets
 from loop import Log, train
 from losses import descriptor_loss, detector_loss, matcher_loss, true_matches
-from matchrt_lightglue.networks import LightGlue, SuperPoint
 from settings import HERE, installed, load_config
 from textures import texture_bank
 from torch import Tensor
 from views import see_pair, transform
+
+import matchrt_lightglue.networks.lightglue as lightglue_module
+from matchrt_lightglue.networks import LightGlue, SuperPoint
 
 STAGES = ("corners", "features", "matcher", "matcher_large")
 
@@ -130,7 +131,7 @@ class Trainer:
         return self.rich
 
     def features(self) -> None:
-        """Stage 2: labels by homographic adaptation, then detector and descriptors together; as often as seconds says."""
+        """Stage 2: labels by homographic adaptation, then detector and descriptors together, in rounds."""
         s, generator = self.config["features"], self.generator(3)
         for seconds in s["rounds"]:
             pool = self.rich = adapt(

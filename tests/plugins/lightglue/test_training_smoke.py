@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from matchrt_lightglue.networks import LightGlue, SuperPoint
 from safetensors.torch import load_file
+
+from matchrt_lightglue.networks import LightGlue, SuperPoint
 
 ROOT = Path(__file__).parents[3]
 TRAINING = ROOT / "plugins/lightglue/training"
