@@ -144,7 +144,7 @@ def figures(found: Found, pair: Pair) -> dict[str, float]:
 
 
 def corner_error(m0: np.ndarray, m1: np.ndarray, pair: Pair) -> float:
-    """Mean distance of image 0's four corners under the estimated and the true homography; infinite if none is found."""
+    """Mean distance of image 0's four corners under the estimated and the true homography, or infinity."""
     if len(m0) < 4:
         return float("inf")
     H, _ = cv2.findHomography(m0, m1, cv2.USAC_MAGSAC, 3.0, maxIters=10000, confidence=0.9999)
@@ -211,11 +211,14 @@ def table(receipt: dict[str, Any]) -> str:
         "",
         f"{s['pairs']} pairs of {len(s['photographs'])} photographs {seen}, seed {s['seed']}, {receipt['date']}. "
         f"At most {KEYPOINTS} keypoints; USAC_MAGSAC at 3 px for all. OpenCV {receipt['versions']['opencv']}.",
-        "Rotations up to 45°, scale 0.7 to 1.4. Accuracy is the share of a pair's matches within so many pixels of the truth (0 for a",
+        "Rotations up to 45°, scale 0.7 to 1.4. Accuracy is the share of a pair's matches within so many pixels of the "
+        "truth (0 for a",
         "pair without matches); corners: mean distance of the four corners under the estimated homography.",
-        f"Our extractor and the rows marked so see each image enlarged to {s['inference']['longest']} pixels on its longer side.",
+        "Our extractor and the rows marked so see each image enlarged to "
+        f"{s['inference']['longest']} pixels on its longer side.",
         "",
-        "Regenerate: `uv run python plugins/lightglue/training/evaluate.py --receipt docs/benchmarks/mini-matching.json`.",
+        "Regenerate: `uv run python plugins/lightglue/training/evaluate.py "
+        "--receipt docs/benchmarks/mini-matching.json`.",
         "",
     ]
     for group in receipt["results"]["mini"]:
@@ -263,12 +266,23 @@ def main() -> None:
     results = measure(pairs, Mini(args.weights, config["network"], inference), args.pictures)
     receipt = {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "settings": {"seed": config["seed"], "pairs": len(pairs), "photographs": names, "keypoints": KEYPOINTS, "ratio": RATIO,
-                     "inference": inference, "split": args.split, "estimator": "USAC_MAGSAC 3 px, 10000 iterations, confidence 0.9999"},
+        "settings": {
+            "seed": config["seed"],
+            "pairs": len(pairs),
+            "photographs": names,
+            "keypoints": KEYPOINTS,
+            "ratio": RATIO,
+            "inference": inference,
+            "split": args.split,
+            "estimator": "USAC_MAGSAC 3 px, 10000 iterations, confidence 0.9999",
+        },
         "versions": {"opencv": cv2.__version__, "torch": torch.__version__, "numpy": np.__version__},
-        "weights": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(args.weights.glob("*.safetensors"))},
+        "weights": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(args.weights.glob("*.safetensors"))
+        },
         "results": results,
-    }  # fmt: skip
+    }
     if args.receipt:
         args.receipt.parent.mkdir(parents=True, exist_ok=True)
         args.receipt.write_text(json.dumps(receipt, indent=1) + "\n")

@@ -131,7 +131,7 @@ class Trainer:
         return self.rich
 
     def features(self) -> None:
-        """Stage 2: labels by homographic adaptation, then detector and descriptors together; as often as seconds says."""
+        """Stage 2: labels by homographic adaptation, then detector and descriptors together, in rounds."""
         s, generator = self.config["features"], self.generator(3)
         for seconds in s["rounds"]:
             pool = self.rich = adapt(
