@@ -103,7 +103,8 @@ class Driver:
     def thread_stream(self) -> int:
         """The calling thread's own stream; all its sessions share it, so what one writes another may read without waiting."""
         if not hasattr(self._local, "stream"):
-            self._local.stream = self._make("cuStreamCreate", _NON_BLOCKING)
+            with self.current():
+                self._local.stream = self._make("cuStreamCreate", _NON_BLOCKING)
         return int(self._local.stream)
 
     def allocate(self, nbytes: int) -> int:
