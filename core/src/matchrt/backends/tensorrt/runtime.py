@@ -139,20 +139,20 @@ class TensorRtSession:
     once as a CUDA graph and replayed; `notes` tells if that was not possible.
     """
 
-    def __init__(self, engine: TensorRtEngine, context: Any) -> None:
-        self.network = engine.network
+    def __init__(self, owner: TensorRtEngine, context: Any) -> None:
+        self.network = owner.network
         self.notes: list[str] = []
-        self._owner, self._context, self._cuda = engine, context, engine.cuda
-        self._memory = choose_memory(engine.cuda, engine.options.get("memory"))
-        self._tensors = _describe(engine.api, engine.handle)
+        self._owner, self._context, self._cuda = owner, context, owner.cuda
+        self._memory = choose_memory(owner.cuda, owner.options.get("memory"))
+        self._tensors = _describe(owner.api, owner.handle)
         self._stages: dict[str, _Stage] = {}
         self._host: dict[str, np.ndarray] = {}
         self._results: dict[str, Block] = {}
         self._pool = _Pool(self._memory)
         self._shapes: dict[str, Shape] = {}
         self._graphs: OrderedDict[Any, int | None] = OrderedDict()
-        self._use_graphs = bool(engine.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
-        self._done = engine.cuda.event()
+        self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
+        self._done = owner.cuda.event()
         self._last_stream = 0
 
     @property
