@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from matchrt.backends.building import BuildJob, BuildOutput, IoTensor, Profile
@@ -80,7 +81,7 @@ def _parse(api: TrtApi, network: Any, job: BuildJob, messages: Sequence[Message]
         parser.set_flag(api.enum("OnnxParserFlag", "NATIVE_INSTANCENORM"))
     if parser.parse_from_file(str(job.graph)):
         return parser
-    errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+    errors = [_parser_error(api, parser.get_error(i), job.graph) for i in range(parser.num_errors)]
     reasons = "\n  ".join(errors) or _reasons(messages) or "it gives no reason"
     raise BackendError(
         f"{api.name} {api.version} cannot read network {job.network!r}:\n  {reasons}",
@@ -88,16 +89,26 @@ def _parse(api: TrtApi, network: Any, job: BuildJob, messages: Sequence[Message]
     )
 
 
-def _parser_error(error: Any) -> str:
-    node = getattr(error, "node_name", "") or f"number {error.node}"
-    operator = getattr(error, "node_operator", "")
-    code = getattr(error.code, "name", error.code)
-    call = callable(error.desc)  # methods in the real binding
-    text = " ".join(str(error.desc() if call else error.desc).split())
-    node = node() if callable(node) else node
-    operator = operator() if callable(operator) else operator
-    code = code() if callable(code) else code
-    return f"node {node!r}" + (f" ({operator})" if operator else "") + f": {text} [{getattr(code, 'name', code)}]"
+def _parser_error(api: TrtApi, error: Any, graph: Path) -> str:
+    if api.has("parser-nodes"):
+        name, operator = error.node_name(), error.node_operator()
+    else:
+        name, operator = _node_at(graph, error.node())
+    text = " ".join(str(error.desc()).split())
+    if text in ("", "false"):  # what it says where no importer is registered
+        text = "it knows no such operator"
+    return f"node {name!r} ({operator}): {text} [{error.code().name}]"
+
+
+def _node_at(graph: Path, index: int) -> tuple[str, str]:
+    """Name and operator of a node by its place, for releases that tell no more."""
+    try:
+        import onnx
+
+        node = onnx.load(str(graph), load_external_data=False).graph.node[index]
+    except (ImportError, IndexError):
+        return f"number {index}", "unknown"
+    return node.name, node.op_type
 
 
 def _precision(api: TrtApi, network: Any, config: Any, job: BuildJob) -> tuple[str, ...]:
