@@ -50,6 +50,8 @@ GUARDED = {
     ("IBuilderConfig", "max_num_tactics"): "max-num-tactics",
     ("IBuilderConfig", "num_compute_capabilities"): "compute-capabilities",
     ("IBuilderConfig", "set_compute_capability"): "compute-capabilities",
+    ("ParserError", "node_name"): "parser-nodes",
+    ("ParserError", "node_operator"): "parser-nodes",
     ("ILayer", "precision"): "layer-precision",
     ("ILayer", "set_output_type"): "layer-precision",
     ("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"): "explicit-batch",

@@ -57,10 +57,7 @@ def prepare_network(
     rules = [r for r in hooks.precision_rules(target) if r.networks is None or network in r.networks]
     passes = hooks.graph_passes(target, Stage.PREPARE, network)
     made = prepare(model, target, network=network, freeze=freeze, rules=rules, passes=passes)
-    try:
-        findings = tuple(lint(made.model, target))
-    except NotImplementedError:  # TEMPORARY
-        findings = ()
+    findings = tuple(lint(made.model, target))
     graph = folder / f"{network}.onnx"
     side = _save(made.model, graph)
     digest = file_sha256(graph) if side is None else _join([file_sha256(graph), file_sha256(side)])
