@@ -21,7 +21,9 @@ set_option = click.option(
 config_option = click.option(
     "--config", type=click.Path(dir_okay=False, path_type=Path), help="Settings from a TOML file."
 )
-explain_option = click.option("--explain", "show_settings", is_flag=True, help="Show each setting with where its value came from.")
+explain_option = click.option(
+    "--explain", "show_settings", is_flag=True, help="Show each setting with where its value came from."
+)
 
 
 def parse_assignments(assignments: tuple[str, ...], **named: object) -> dict[str, object]:
