@@ -296,7 +296,9 @@ class OnnxParser:
         network._outputs = [self._tensor(v) for v in loaded.graph.output]
         for node in loaded.graph.node:
             outputs = [
-                world.module.ITensor(o, self._dtype(types_.get(o, onnx.TensorProto.FLOAT)), ()) for o in node.output if o
+                world.module.ITensor(o, self._dtype(types_.get(o, onnx.TensorProto.FLOAT)), ())
+                for o in node.output
+                if o
             ]
             network._layers += [world.module.ILayer(node.name, outputs), world.module.ILayer(f"{node.name}_1", outputs)]
         return True
@@ -308,7 +310,14 @@ class OnnxParser:
     def _dtype(self, code: int) -> Any:
         import onnx
 
-        names = {"FLOAT": "FLOAT", "FLOAT16": "HALF", "INT32": "INT32", "INT64": "INT64", "BOOL": "BOOL", "UINT8": "UINT8"}
+        names = {
+            "FLOAT": "FLOAT",
+            "FLOAT16": "HALF",
+            "INT32": "INT32",
+            "INT64": "INT64",
+            "BOOL": "BOOL",
+            "UINT8": "UINT8",
+        }
         name = names[onnx.TensorProto.DataType.Name(code)]
         members = self._world.module.DataType.__members__
         return members[name] if name in members else members["INT32"]  # 8.6 has no INT64 and says nothing

@@ -30,7 +30,9 @@ LATEST = "tensorrt-11.4.0.106"
 class Bench:
     """An engine of the stand-in, and its driver's counters."""
 
-    def __init__(self, stand_in: Any, cuda: Any, version: str, graph: Path, shapes: tuple[Profile, ...], **options: Any):
+    def __init__(
+        self, stand_in: Any, cuda: Any, version: str, graph: Path, shapes: tuple[Profile, ...], **options: Any
+    ):
         table = stand_in.tables()[version]
         self.module = stand_in.make(table, cuda)
         self.api = _api.adapt(table["module"], self.module)
@@ -110,9 +112,7 @@ def test_graphs_can_be_switched_off_and_give_equal_results(
     assert latest.count("captures") == 1
 
 
-def test_a_capture_that_fails_is_noted_and_the_work_still_runs(
-    latest: Bench, stand_in: Any, conv_graph: Path
-) -> None:
+def test_a_capture_that_fails_is_noted_and_the_work_still_runs(latest: Bench, stand_in: Any, conv_graph: Path) -> None:
     stand_in.switch(latest.cuda, "fail_capture", 1)
     session = latest.engine.session()
     for seed in range(4):

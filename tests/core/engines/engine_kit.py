@@ -39,7 +39,13 @@ def spec(**changes: Any) -> EngineSpec:
 
 def origin(network: str = "net") -> dict[str, Any]:
     """Where an engine came from."""
-    return {"network": network, "bundle_sha256": "c" * 64, "matcher": "m:v", "code_sha256": "d" * 64, "request": "e" * 64}
+    return {
+        "network": network,
+        "bundle_sha256": "c" * 64,
+        "matcher": "m:v",
+        "code_sha256": "d" * 64,
+        "request": "e" * 64,
+    }
 
 
 def fresh(payload: bytes = b"engine " * 1000) -> Fresh:
@@ -73,7 +79,9 @@ class KitBackend:
             Path(os.environ["MATCHRT_KIT_MARK"]).write_text(str(os.getpid()))
             time.sleep(60)
         payload = b"built " + job.graph.read_bytes()[:1000]
-        return BuildOutput(payload=payload, io=IO, messages=("careful",), notes=("by the kit",), timing_cache=job.timing_cache + b"t")
+        return BuildOutput(
+            payload=payload, io=IO, messages=("careful",), notes=("by the kit",), timing_cache=job.timing_cache + b"t"
+        )
 
     def merge_timing(self, theirs: bytes, fresh: bytes) -> bytes:
         return theirs + fresh

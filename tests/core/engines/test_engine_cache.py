@@ -197,15 +197,23 @@ def _start(root: Path, kit: Any, seconds: float, log: Path) -> subprocess.Popen[
 
 
 def _kill_rounds(rounds: int, cache: EngineCache, kit: Any, tmp_path: Path) -> tuple[int, int]:
-    """Kill a builder at random moments after it began; the cache must work after each. (killed, had finished)."""
+    """Kill a builder at random moments of its work; the cache must work after each. (killed, had finished)."""
     rng, log, key = random.Random(4), tmp_path / "log", kit.spec().key()
     killed = finished = 0
     expected = bytes(range(256)) * ((4 << 20) // 256)
+    whole = _start(cache.root, kit, 0.0, log)
+    assert whole.stdout is not None
+    whole.stdout.readline()
+    begin = time.perf_counter()
+    assert whole.stdout.readline().endswith("False\n")
+    window = time.perf_counter() - begin  # from the beginning of the work to its end, on this machine at this moment
+    whole.wait()
+    cache.remove(key)
     for _ in range(rounds):
         process = _start(cache.root, kit, 0.0, log)
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        time.sleep(rng.uniform(0, 0.06))
+        time.sleep(rng.uniform(0, window))
         process.kill()
         process.wait()
         killed += process.returncode == -signal.SIGKILL
@@ -221,7 +229,7 @@ def _kill_rounds(rounds: int, cache: EngineCache, kit: Any, tmp_path: Path) -> t
 
 def test_kill_at_fifty_random_moments_leaves_a_cache_that_works(cache: EngineCache, kit: Any, tmp_path: Path) -> None:
     killed, _ = _kill_rounds(50, cache, kit, tmp_path)
-    assert killed >= 25
+    assert killed >= 10  # the others had finished; how many depends on what else the machine does
 
 
 def test_two_processes_on_one_key_build_once(cache: EngineCache, kit: Any, tmp_path: Path) -> None:

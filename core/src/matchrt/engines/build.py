@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from matchrt.backends.building import BuildingBackend, BuildJob, Identity
+from matchrt.backends.cuda_probe import probe
 from matchrt.bundle import Bundle
 from matchrt.engines.cache import EngineCache, Entry, Fresh
 from matchrt.engines.isolated import build_isolated
@@ -269,6 +270,10 @@ def find_built(
 
 
 def _fits(spec: EngineSpec, backend: str, precision: str, identity: Identity) -> bool:
-    device = spec.targets or ((spec.compute_capability, spec.gpu) == (identity.compute_capability, identity.gpu))
+    if spec.targets:
+        here = {f"sm{g.compute_capability.replace('.', '')}" for g in probe().gpus}
+        device = bool(here & set(spec.targets))
+    else:
+        device = (spec.compute_capability, spec.gpu) == (identity.compute_capability, identity.gpu)
     same = (spec.backend, spec.backend_version, spec.platform) == (backend, identity.version, identity.platform)
-    return same and spec.precision == precision and bool(device)
+    return same and spec.precision == precision and device

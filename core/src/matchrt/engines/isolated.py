@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from matchrt import errors
 from matchrt.backends.building import BuildingBackend, BuildJob, BuildOutput, IoTensor, Profile
 from matchrt.errors import BackendError, MatchrtError
-from matchrt.progress import Progress, Silent, stage
+from matchrt.progress import Progress
 
 
 def build_isolated(backend: BuildingBackend, job: BuildJob, progress: Progress) -> BuildOutput:
@@ -27,21 +29,33 @@ def build_isolated(backend: BuildingBackend, job: BuildJob, progress: Progress) 
         order = {**asdict(replace(job, timing_cache=b"")), "graph": str(job.graph), "options": dict(job.options)}
         del order["timing_cache"]
         (folder / "job.json").write_text(json.dumps({"backend": f"{cls.__module__}:{cls.__qualname__}", "job": order}))
-        with stage(progress, f"build {job.network} in a process of its own"):
-            code, tail = _run(folder)
+        code, tail = _run(folder, progress)
         return _answer(folder, job, code, tail)
 
 
-def _run(folder: Path) -> tuple[int, str]:
+def _run(folder: Path, progress: Progress) -> tuple[int, str]:
+    """Run the child and relay its progress. Whatever interrupts this kills it; it also ends by itself if this process is gone."""
     command = [sys.executable, "-m", "matchrt.engines.isolated", str(folder)]
+    depth = 0
     with (folder / "stderr").open("wb") as stderr:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
+        assert process.stdout is not None
+        assert process.stdin is not None
         try:
+            for line in process.stdout:
+                call, arguments = json.loads(line)
+                depth += {"start": 1, "finish": -1}.get(call, 0)
+                getattr(progress, call)(*arguments)
             code = process.wait()
         except BaseException:
             process.kill()
             process.wait()
             raise
+        finally:
+            process.stdin.close()
+            process.stdout.close()
+            for _ in range(depth):
+                progress.finish()
     return code, (folder / "stderr").read_text("utf-8", "replace").strip()[-2000:]
 
 
@@ -64,7 +78,42 @@ def _answer(folder: Path, job: BuildJob, code: int, tail: str) -> BuildOutput:
     )
 
 
-def _work(folder: Path) -> None:
+class _Relay:
+    """Progress as lines of JSON for the parent."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+
+    def start(self, stage: str, total: int | None) -> None:
+        self._send("start", stage, total)
+
+    def advance(self, steps: int = 1, detail: str = "") -> None:
+        self._send("advance", steps, detail)
+
+    def finish(self) -> None:
+        self._send("finish")
+
+    def _send(self, call: str, *arguments: object) -> None:
+        self._out.write(json.dumps([call, arguments]) + "\n")
+        self._out.flush()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()  # returns when the parent is gone
+    os._exit(1)
+
+
+def _main(folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    relay = _Relay(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+    os.dup2(2, 1)  # what native libraries print is no progress
+    _work(folder, relay)
+    sys.stderr.flush()
+    os._exit(0)  # without the builder's own clean-up, whose threads may still be at work
+
+
+def _work(folder: Path, progress: Progress) -> None:
     import importlib
 
     order = json.loads((folder / "job.json").read_text("utf-8"))
@@ -80,7 +129,7 @@ def _work(folder: Path) -> None:
     answer: dict[str, Any]
     try:
         job = BuildJob(graph=graph, profiles=profiles, timing_cache=timing, targets=targets, kept=kept, **fields)
-        output = backend.build(job, Silent())
+        output = backend.build(job, progress)
     except MatchrtError as error:
         answer = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
     else:
@@ -92,4 +141,4 @@ def _work(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    _work(Path(sys.argv[1]))
+    _main(Path(sys.argv[1]))

@@ -46,6 +46,7 @@ def prepare_network(
 
         from matchrt.graph.linter import lint
         from matchrt.graph.prepare import prepare
+        from matchrt.graph.slice_steps import WRITE_SLICE_STEPS
     except ModuleNotFoundError as error:
         raise EnvironmentLackError(
             f"preparing a graph needs {error.name}, which is not installed", hint="pip install 'matchrt[convert]'"
@@ -55,7 +56,9 @@ def prepare_network(
     except Exception as error:  # protobuf and onnx raise classes of their own
         raise BundleError(f"network {network!r} cannot be read: {error}") from error
     rules = [r for r in hooks.precision_rules(target) if r.networks is None or network in r.networks]
-    passes = hooks.graph_passes(target, Stage.PREPARE, network)
+    passes = [*hooks.graph_passes(target, Stage.PREPARE, network)]
+    if target.backend.startswith("tensorrt"):
+        passes.append(WRITE_SLICE_STEPS)
     made = prepare(model, target, network=network, freeze=freeze, rules=rules, passes=passes)
     findings = tuple(lint(made.model, target))
     graph = folder / f"{network}.onnx"

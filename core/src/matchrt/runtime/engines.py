@@ -7,7 +7,7 @@ from typing import Any
 
 from matchrt.backends import Backend, BackendSpec, Engine
 from matchrt.bundle import Bundle
-from matchrt.errors import UsageError
+from matchrt.errors import EnvironmentLackError, UsageError
 from matchrt.plugins import MatcherHooks
 from matchrt.progress import Progress
 
@@ -49,6 +49,12 @@ def _open_built(
     trust: tuple[str, ...],
     progress: Progress | None,
 ) -> dict[str, Engine]:
+    info = backend.info()
+    if not info.can_run:
+        raise EnvironmentLackError(
+            f"backend {backend.name!r} cannot run here: {info.reason}",
+            hint="run it on a machine with a GPU, or choose --backend onnxruntime",
+        )
     from matchrt.engines import EngineCache
     from matchrt.engines.build import BuildRequest, build_engines, find_built
     from matchrt.engines.trust import parse_digests

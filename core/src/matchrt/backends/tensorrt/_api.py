@@ -22,6 +22,7 @@ CAPABILITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "explicit-batch": ("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"),
         "strongly-typed": ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
+        "legacy-build": ("Builder", "build_engine"),
         "half-flag": ("BuilderFlag", "FP16"),
         "obey-precision": ("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS"),
         "layer-precision": ("ILayer", "precision"),
@@ -96,7 +97,12 @@ class Monitor:
         """Ask the build to stop at its next step."""
         self._cancelled.set()
 
-    def started(self, phase: str, steps: int) -> None:
+    @property
+    def cancelled(self) -> bool:
+        """Whether the build is to stop."""
+        return self._cancelled.is_set()
+
+    def started(self, phase: str, steps: int | None) -> None:
         """A phase begins inside those that are open."""
         with self._lock, self._guard():
             self._open.append(phase)
@@ -146,6 +152,11 @@ class TrtApi:
         """Whether this release has `capability` (a name of `CAPABILITIES`; another raises KeyError)."""
         CAPABILITIES[capability]
         return capability in self.caps
+
+    @property
+    def typed(self) -> bool:
+        """Whether a graph's own types decide (10 and later). Release 9 could do both; graphs are prepared for constraints there."""
+        return self.has("strongly-typed") and not self.has("legacy-build")
 
     def enum(self, kind: str, name: str) -> Any:
         """The member `name` of enumeration `kind`. Raises `BackendError` naming the release that lacks it."""

@@ -27,11 +27,9 @@ class TensorRtBackend:
     name = "tensorrt"
     needs_gpu_to_build = True
     runs_as_is: frozenset[str] = frozenset()
-
-    @property
-    def isolates(self) -> bool:
-        """Where the release reports no progress, a build can only be stopped with its process."""
-        return not self._api().has("progress")
+    isolates = True
+    """Releases without progress can only be stopped with their process, and after a cancelled build TensorRT-RTX's own threads
+    crash the process that ends while they are at work."""
 
     def info(self) -> BackendInfo:
         """Version, and whether it can build and run here. No `Runtime` is made: without a GPU that would crash."""

@@ -11,7 +11,7 @@ from matchrt.backends.building import BuildJob, BuildOutput, IoTensor, Profile
 from matchrt.backends.tensorrt._api import Message, Monitor, TrtApi
 from matchrt.backends.tensorrt.options import apply_options
 from matchrt.errors import BackendError, EnvironmentLackError, UsageError
-from matchrt.progress import Progress, stage
+from matchrt.progress import Progress
 
 _BAD = ("ERROR", "INTERNAL_ERROR")
 _one_build = threading.Lock()
@@ -21,14 +21,35 @@ _one_build = threading.Lock()
 def build(api: TrtApi, job: BuildJob, progress: Progress) -> BuildOutput:
     """The serialised engine of `job.graph`.
 
-    Raises `BackendError` with the parser's nodes or the builder's messages, `EnvironmentLackError` where the builder does not
-    start, and whatever `progress` raised or Ctrl-C caused, after the build has stopped.
+    The work is done in a thread of its own: Ctrl-C reaches only the calling one, so it never lands in a callback from C++, which would
+    swallow it, and the build is asked to stop. Raises `BackendError` with the parser's nodes or the builder's messages,
+    `EnvironmentLackError` where the builder does not start, and whatever `progress` raised or Ctrl-C caused, after the build stopped.
     """
+    monitor = Monitor(progress)
+    result: list[BuildOutput] = []
+    failure: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            result.append(_build(api, job, monitor))
+        except BaseException as error:
+            failure.append(error)
+
+    interrupted = _wait(threading.Thread(target=work, name=f"build {job.network}"), monitor)
+    monitor.close()
+    for error in (interrupted, monitor.error, *failure):
+        if error is not None:
+            raise error
+    return result[0]
+
+
+def _build(api: TrtApi, job: BuildJob, monitor: Monitor) -> BuildOutput:
     with _one_build, api.log.capture() as messages:
         builder = _new_builder(api, messages)
         network = builder.create_network(_creation_flags(api))
-        with stage(progress, f"parse {job.network}"):
-            parser = _parse(api, network, job, messages)
+        monitor.started(f"parse {job.network}", None)
+        parser = _parse(api, network, job, messages)
+        monitor.finished(f"parse {job.network}")
         config = builder.create_builder_config()
         apply_options(api, config, job.options)
         notes = _precision(api, network, config, job)
@@ -38,7 +59,7 @@ def build(api: TrtApi, job: BuildJob, progress: Progress) -> BuildOutput:
         if cache is not None:
             config.set_timing_cache(cache, ignore_mismatch=False)
         io = _io(network)
-        plan = _run(api, builder, network, config, job, messages, progress)
+        plan = _run(api, builder, network, config, job, messages, monitor)
         del parser  # the network refers to the parser's copy of the weights until here
         return BuildOutput(
             payload=memoryview(plan),
@@ -69,9 +90,10 @@ def _new_builder(api: TrtApi, messages: Sequence[Message]) -> Any:
 
 def _creation_flags(api: TrtApi) -> int:
     flags = 0
-    for capability, name in (("explicit-batch", "EXPLICIT_BATCH"), ("strongly-typed", "STRONGLY_TYPED")):
-        if api.has(capability):
-            flags |= 1 << int(api.enum("NetworkDefinitionCreationFlag", name))
+    if api.has("explicit-batch"):
+        flags |= 1 << int(api.enum("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"))
+    if api.typed:
+        flags |= 1 << int(api.enum("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"))
     return flags
 
 
@@ -113,7 +135,7 @@ def _node_at(graph: Path, index: int) -> tuple[str, str]:
 
 def _precision(api: TrtApi, network: Any, config: Any, job: BuildJob) -> tuple[str, ...]:
     """Layer constraints for half precision where types are not part of the graph (TensorRT 8): unproven on a GPU."""
-    if job.precision == "fp32" or api.has("strongly-typed"):
+    if job.precision == "fp32" or api.typed:
         return ()
     if not (api.has("half-flag") and api.has("obey-precision") and api.has("layer-precision")):
         raise BackendError(f"{api.name} {api.version} can neither build typed graphs nor constrain layers")
@@ -206,34 +228,21 @@ def _run(
     config: Any,
     job: BuildJob,
     messages: Sequence[Message],
-    progress: Progress,
+    monitor: Monitor,
 ) -> Any:
-    """Build in a thread of its own, so that Ctrl-C reaches this one at once and the build is asked to stop."""
-    monitor = Monitor(progress)
+    if monitor.cancelled:
+        raise BackendError(f"the build of network {job.network!r} was stopped")
     if api.has("progress"):
-        config.progress_monitor = listener = api.monitor(monitor)
-    result: list[Any] = []
-    failure: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            result.append(builder.build_serialized_network(network, config))
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=work, name=f"build {job.network}")
-    with stage(progress, f"build {job.network}"):
-        interrupted = _wait(thread, monitor)
-        monitor.close()
+        config.progress_monitor = listener = api.monitor(monitor)  # the configuration does not keep it alive
+    monitor.started(f"build {job.network}", None)
+    plan = builder.build_serialized_network(network, config)
+    monitor.finished(f"build {job.network}")
     if api.has("progress"):
         del listener
-    for error in (interrupted, monitor.error, *failure):
-        if error is not None:
-            raise error
-    if result[0] is None:
+    if plan is None:
         reasons = _reasons(messages) or "it gives no reason"
         raise BackendError(f"{api.name} {api.version} could not build network {job.network!r}: {reasons}")
-    return result[0]
+    return plan
 
 
 def _wait(thread: threading.Thread, monitor: Monitor) -> BaseException | None:
