@@ -12,7 +12,7 @@ _HOME = {
     "writers": ("BUILT_IN", "Writer", "write_matches"),
 }
 
-__all__ = [name for names in _HOME.values() for name in names]  # noqa: PLE0604
+__all__ = [name for names in _HOME.values() for name in names]
 
 
 def __getattr__(name: str) -> Any:

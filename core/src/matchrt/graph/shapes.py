@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
@@ -46,8 +46,9 @@ def _value(node: NodeProto, values: Mapping[str, Partial], sizes: Mapping[str, S
         shape = sizes.get(node.input[0])
         if shape is None:
             return None
-        entries: Partial = shape[slice(attribute(node, "start", 0), attribute(node, "end", None))]
-        return entries
+        start: int = attribute(node, "start", 0)
+        end: int | None = attribute(node, "end")
+        return shape[start:end]
     inputs = [values.get(n) if n else None for n in node.input]
     rule = _RULES.get(node.op_type)
     if rule is None or not inputs or inputs[0] is None:
@@ -127,7 +128,7 @@ def _one(op_type: str, x: Entry, y: Entry) -> int | None:
     return {"Add": x + y, "Sub": x - y, "Mul": x * y, "Max": max(x, y), "Min": min(x, y)}[op_type]
 
 
-_RULES = {
+_RULES: dict[str, Callable[[NodeProto, Sequence[Partial]], Partial]] = {
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
