@@ -45,7 +45,7 @@ def test_no_device_is_a_reason(fake_cuda: Any, stand_in: Any) -> None:
 @pytest.mark.parametrize("code", [100, 999, 3])
 def test_a_driver_that_does_not_start_is_a_reason(code: int) -> None:
     class Broken:
-        def cuInit(self, flags: int) -> int:  # noqa: N802
+        def cuInit(self, flags: int) -> int:
             return code
 
     found = probe_with(Broken)

@@ -118,7 +118,7 @@ def test_targets_only_where_the_release_has_them(stand_in: Any, conv_graph: Path
     api, world = adapted(stand_in, "tensorrt_rtx-1.7.1.116")
     build(api, job(conv_graph, targets=("sm89", "sm120")), Silent())
     assert world.configs[0]._capabilities == ["SM89", "SM120"]
-    with pytest.raises(BackendError, match="no ComputeCapability.SM90"):
+    with pytest.raises(BackendError, match=r"no ComputeCapability\.SM90"):
         build(api, job(conv_graph, targets=("sm90",)), Silent())
     other, _ = adapted(stand_in, "tensorrt-10.3.0")
     with pytest.raises(UsageError, match="only for the GPU it runs on"):

@@ -47,7 +47,12 @@ def test_profiles_come_from_the_bundles_axes(bundle: Bundle) -> None:
     assert sorted(batch_axes(manifest)) == ["images", "pairs"]
     ranges = axis_ranges(manifest)
     image = profiles_of(manifest.network("extractor"), ranges)[0]
-    assert (image.input, image.min, image.opt, image.max) == ("image", (1, 1, 96, 128), (2, 1, 96, 128), (32, 1, 96, 128))
+    assert (image.input, image.min, image.opt, image.max) == (
+        "image",
+        (1, 1, 96, 128),
+        (2, 1, 96, 128),
+        (32, 1, 96, 128),
+    )
     fixed = profiles_of(manifest.network("matcher"), axis_ranges(manifest, batch=Range(4, 4, 4)))
     assert all(p.fixed for p in fixed)
     assert fixed[0].min == (4, 64, 2)
@@ -183,7 +188,9 @@ def test_an_isolated_build_gives_the_same(kit: Any, job: BuildJob) -> None:
     assert there.timing_cache == b"before+t"
 
 
-def test_an_isolated_build_that_dies_takes_only_itself(kit: Any, job: BuildJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_isolated_build_that_dies_takes_only_itself(
+    kit: Any, job: BuildJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MATCHRT_KIT", "die")
     with pytest.raises(BackendError, match="builder process of network 'net' died with signal SIGKILL"):
         build_isolated(kit.KitBackend(), job, Silent())
@@ -196,7 +203,9 @@ def test_an_isolated_builds_error_comes_out_as_it_was(kit: Any, job: BuildJob, m
     assert caught.value.hint == "as it was told"
 
 
-def test_ctrl_c_ends_an_isolated_build(kit: Any, job: BuildJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_ends_an_isolated_build(
+    kit: Any, job: BuildJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import threading
 
     mark = tmp_path / "mark"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matchrt.backends import Backend, BackendSpec, Engine
 from matchrt.bundle import Bundle
 from matchrt.errors import EnvironmentLackError, UsageError
 from matchrt.plugins import MatcherHooks
 from matchrt.progress import Progress
+
+if TYPE_CHECKING:
+    from matchrt.engines.cache import Entry
 
 
 def open_engines(
@@ -55,18 +58,30 @@ def _open_built(
             f"backend {backend.name!r} cannot run here: {info.reason}",
             hint="run it on a machine with a GPU, or choose --backend onnxruntime",
         )
-    from matchrt.engines import EngineCache
-    from matchrt.engines.build import BuildRequest, build_engines, find_built
+    from matchrt.engines import CorruptEngineError, EngineCache, UntrustedEngineError
+    from matchrt.engines.build import BuildRequest, build_engines, find_built, request_digest
     from matchrt.engines.trust import parse_digests
 
     cache, digests = EngineCache(), parse_digests(trust)
+    request = BuildRequest(precision=precision)
+
+    def load(entries: Mapping[str, Entry]) -> dict[str, Engine]:
+        engines: dict[str, Engine] = {}
+        for network in bundle.manifest.networks:
+            entry, payload = cache.read(entries[network.name].key, digests)
+            engines[network.name] = backend.load(network.name, payload, entry.io, options)
+        return engines
+
     found = find_built(bundle, hooks, backend, precision, cache, digests)
-    if found is None:
-        request = BuildRequest(precision=precision)
-        made = build_engines(bundle, hooks, backend, request, cache, progress)
-        found = {b.plan.network: b.entry for b in made}
-    engines: dict[str, Engine] = {}
-    for network in bundle.manifest.networks:
-        entry, payload = cache.read(found[network.name].key, digests)
-        engines[network.name] = backend.load(network.name, payload, entry.io, options)
-    return engines
+    if found is not None:
+        try:
+            return load(found)
+        except (CorruptEngineError, UntrustedEngineError) as error:
+            plain = request_digest(request)
+            if any(all(o["request"] != plain for o in e.record["origins"]) for e in found.values()):
+                again = (
+                    "run `matchrt build` again with the same options: it puts this engine aside and builds a new one"
+                )
+                raise type(error)(error.message, hint=f"{again}; {error.hint}" if error.hint else again) from None
+    made = build_engines(bundle, hooks, backend, request, cache, progress)
+    return load({b.plan.network: b.entry for b in made})
