@@ -101,6 +101,19 @@ def test_importing_the_backends_imports_no_binding() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_runtime_is_made_in_one_place_after_the_driver_answered() -> None:
+    """Without a GPU a Runtime ends the process: its one construction comes after `driver()`, which raises where there is none."""
+    places = [
+        (path, node)
+        for path, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef) and ".Runtime(" in ast.unparse(node)
+    ]
+    assert [(p.name, n.name) for p, n in places] == [("runtime.py", "deserialize")]
+    body = ast.unparse(places[0][1])
+    assert body.index("driver(") < body.index(".Runtime(")
+
+
 def touched() -> Iterator[tuple[str, str, str, int, list[str]]]:
     """(file, class or enum or "" for the module, member, line, keyword names) for every use of the binding."""
     for file, receivers in RECEIVERS.items():

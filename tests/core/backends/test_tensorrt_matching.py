@@ -157,6 +157,26 @@ def test_without_a_gpu_nothing_is_built_first(mini_bundle: Path) -> None:
         matchrt.load(mini_bundle, backend="tensorrt")
 
 
+def test_a_foreign_engine_is_loaded_only_if_its_digest_is_named(
+    mini_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With onnxruntime, whose fp16 graphs come from the same cache: no stand-in is involved."""
+    monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
+    matchrt.load(mini_bundle, precision="fp16").close()
+    cache = EngineCache()
+    digests = [e.sha256 for e in cache.entries()]
+    inodes = {k: cache.engine_path(k).stat().st_ino for k in cache.committed()}
+    for key in inodes:
+        cache.engine_path(key).chmod(0o666)
+    matchrt.load(mini_bundle, precision="fp16", trust=digests).close()
+    assert {k: cache.engine_path(k).stat().st_ino for k in inodes} == inodes
+    matchrt.load(mini_bundle, precision="fp16", trust=["0" * 64]).close()  # not these: put aside and built anew
+    assert all(cache.engine_path(k).stat().st_ino != inode for k, inode in inodes.items())
+    assert len(list((cache.root / "quarantine").glob("*.engine"))) == 2
+    with pytest.raises(UsageError, match="64 hexadecimal"):
+        matchrt.load(mini_bundle, precision="fp16", trust=["yes"])
+
+
 def test_onnxruntime_runs_half_precision_from_the_cache(
     mini_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

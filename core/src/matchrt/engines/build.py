@@ -95,12 +95,20 @@ def build_engines(
         for plan in plans:
             begin = time.perf_counter()
             require_buildable(plan)
-            entry, hit = cache.get_or_build(
-                plan.spec,
-                {**origin, "network": plan.network},
-                lambda plan=plan: _build(plan, backend, request, cache, progress),  # type: ignore[misc]
-                waiting=lambda plan=plan: progress.start(f"wait for another build of {plan.network}", None),  # type: ignore[misc]
-            )
+            waited: list[str] = []
+
+            def wait(network: str = plan.network, waited: list[str] = waited) -> None:
+                waited.append(network)
+                progress.start(f"wait for another build of {network}", None)
+
+            def build(plan: Plan = plan) -> Fresh:
+                return _build(plan, backend, request, cache, progress)
+
+            try:
+                entry, hit = cache.get_or_build(plan.spec, {**origin, "network": plan.network}, build, wait)
+            finally:
+                if waited:
+                    progress.finish()
             built.append(Built(plan=plan, entry=entry, hit=hit, seconds=time.perf_counter() - begin))
     return built
 

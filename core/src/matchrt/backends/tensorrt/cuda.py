@@ -15,7 +15,7 @@ from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulong
 from typing import Any
 
 from matchrt.backends.cuda_probe import load_driver
-from matchrt.errors import BackendError
+from matchrt.errors import BackendError, EnvironmentLackError
 
 _HANDLE, _OUT = c_void_p, POINTER(c_void_p)
 _PROTOTYPES: dict[str, tuple[Any, ...]] = {
@@ -206,8 +206,12 @@ _lock = threading.Lock()
 
 
 def driver(index: int = 0) -> Driver:
-    """The driver of device `index`, made at first use. Raises `CudaError`, and OSError without an NVIDIA driver."""
+    """The driver of device `index`, made at first use. Raises `EnvironmentLackError` without an NVIDIA driver, `CudaError`."""
     with _lock:
         if index not in _drivers:
-            _drivers[index] = Driver(load_driver(), index)
+            try:
+                library = load_driver()
+            except OSError as error:
+                raise EnvironmentLackError(f"no NVIDIA driver is installed: {error}") from None
+            _drivers[index] = Driver(library, index)
         return _drivers[index]
