@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import onnx
 
 from matchrt.errors import ExportError, MatchrtError
+from matchrt.graph.scopes import NAME_AFTER_MODULES
 from matchrt.model import GraphPass
 
 
@@ -45,7 +46,7 @@ STRIP_METADATA = GraphPass(
     name="strip-metadata", reason="stack traces and local paths do not belong into an artefact", run=strip_metadata
 )
 
-BUILT_IN: tuple[GraphPass, ...] = (STRIP_METADATA,)
+BUILT_IN: tuple[GraphPass, ...] = (NAME_AFTER_MODULES, STRIP_METADATA)
 
 
 def run_passes(model: onnx.ModelProto, passes: Sequence[GraphPass], network: str) -> onnx.ModelProto:
