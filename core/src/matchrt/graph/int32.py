@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, numpy_helper
 from matchrt.graph.edit import INT32_MAX, Names, View, attribute, copy_model, lift_constants, opset, remove_dead
 from matchrt.graph.edit import read_names, replace_nodes, set_attribute, subgraphs
 from matchrt.graph.intervals import intervals
-from matchrt.graph.types import INT32, INT64, TypeTable, input_slot, output_types, shapes
+from matchrt.graph.types import INT32, INT64, TypeTable, input_slot, output_types, same_type, shapes
 from matchrt.model import GraphPass, Stage
 
 CONVERTED = frozenset(
@@ -101,19 +101,14 @@ class _Int32:
             outer = {n for b in subgraphs(node) for m in b.node for n in read_names(m)}
             outer |= {o.name for b in subgraphs(node) for o in b.output}
             kept |= outer
-            passes_on = any(o in kept for o in node.output)
+            passes_on = any(o in kept or (self.types[o] == INT64 and o not in self.fits) for o in node.output if o)
             for i, name in enumerate(node.input):
                 slot = input_slot(node, i, self.version) if name else None
                 if not name or self.types[name] != INT64 or name in self.constants:
                     continue
-                if slot is None or INT32 not in slot[1] or subgraphs(node) or (passes_on and self._same_type(node, i)):
+                if slot is None or INT32 not in slot[1] or subgraphs(node) or (passes_on and same_type(node, i, self.version)):
                     kept.add(name)
         return kept
-
-    def _same_type(self, node: NodeProto, index: int) -> bool:
-        """Whether the output has the type of this input."""
-        probe = [INT32 if i == index else c for i, c in enumerate(self.types.inputs(node))]
-        return INT32 in output_types(NodeProto.FromString(node.SerializeToString()), probe, self.version)
 
     def _convert(self, node: NodeProto) -> None:
         groups: dict[str, list[int]] = {}
@@ -133,7 +128,7 @@ class _Int32:
     def _may(self, node: NodeProto, members: list[int]) -> bool:
         if not all(self._readable(node.input[i]) for i in members):
             return False
-        bound = self._same_type(node, members[0])
+        bound = same_type(node, members[0], self.version)
         if bound and any(self.types[o] == INT64 and not self._free(o) for o in node.output if o):
             return False
         return bound or all(node.input[i] in self.constants or self._free(node.input[i]) for i in members)

@@ -52,6 +52,13 @@ def input_slot(node: NodeProto, index: int, version: int) -> tuple[str, frozense
     return _slot(node.op_type, node.domain, version, index, False)
 
 
+def same_type(node: NodeProto, index: int, version: int) -> bool:
+    """Whether an output of `node` has, by its schema, the type of input `index`."""
+    slot = input_slot(node, index, version)
+    outputs = (_slot(node.op_type, node.domain, version, i, True) for i in range(len(node.output)))
+    return slot is not None and any(o is not None and o[0] == slot[0] for o in outputs)
+
+
 def output_types(node: NodeProto, inputs: Sequence[int], version: int) -> list[int]:
     """Element types of a node's outputs, from its inputs' and its attributes; `UNKNOWN` where they do not follow.
 
