@@ -54,6 +54,8 @@ class Decision:
         self._keep_upstream()
         self._keep_statistics()
         self.wanted = self._wanted()
+        while self._keep_between():
+            self.wanted = self._wanted()
 
     def floats(self, node: NodeProto) -> list[int]:
         """Positions of the inputs that are float32 or float16."""
@@ -210,6 +212,21 @@ class Decision:
             if node.op_type in ("Sub", "Div", "Mul") and any(n in made for n in node.input):
                 self._keep(i, reason)
 
+    def _keep_between(self) -> bool:
+        """Arithmetic from float32 to float32 is not worth two casts and a loss of digits. Returns whether any was kept."""
+        full = {v.name for v in self.graph.input}
+        kept = False
+        for i, node in enumerate(self.graph.node):
+            moving = self._moving(node, self.floats(node))
+            inputs_full = all(n in full for n in moving)
+            if self.kinds[i] is Kind.HALF and node.op_type in table.ELEMENTWISE and moving and inputs_full:
+                if any(o in self.wanted for o in node.output):
+                    self._keep(i, "between float32 nodes: casts cost more than half saves")
+                    kept = True
+            if self.kinds[i] is Kind.KEEP or (self.kinds[i] is Kind.MOVE and inputs_full):
+                full.update(node.output)
+        return kept
+
     def _wanted(self) -> set[str]:
         wanted = {o.name for o in self.graph.output if o.type.tensor_type.elem_type == FLOAT} | self._pinned
         for i in range(len(self.graph.node) - 1, -1, -1):
@@ -227,7 +244,7 @@ class Decision:
     def half(self, index: int, current: Callable[[str], int]) -> bool:
         """Whether the node at `index` works in half, given the types that its inputs have by now.
 
-        A moving node narrows only what nobody needs in float32, and never widens.
+        A moving node narrows only what nobody needs in float32, and never widens; where moving costs nothing, its reader narrows.
         """
         node, kind = self.graph.node[index], self.kinds[index]
         if kind is not Kind.MOVE:
@@ -235,5 +252,7 @@ class Decision:
         moving = self._moving(node, self.floats(node))
         if moving and all(current(n) == HALF for n in moving):
             return True
-        needed = node.op_type in table.DECIDES or any(o in self.wanted for o in node.output)
-        return not needed
+        if node.op_type in table.DECIDES or any(o in self.wanted for o in node.output):
+            return False
+        late = node.op_type in table.FREE and moving and all(current(n) == FLOAT for n in moving)
+        return not late

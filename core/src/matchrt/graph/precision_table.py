@@ -46,6 +46,9 @@ MOVE = frozenset(
 )  # fmt: skip
 """Operators that choose among values or move them, exact in any type: they work in the type that they are given."""
 
+FREE = frozenset(("Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Concat"))
+"""Moving operators behind which one cast does the work of several before them."""
+
 DECIDES = frozenset(
     ("ArgMax", "ArgMin", "TopK", "Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "NonMaxSuppression")
 )
