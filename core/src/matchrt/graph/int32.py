@@ -106,7 +106,12 @@ class _Int32:
                 slot = input_slot(node, i, self.version) if name else None
                 if not name or self.types[name] != INT64 or name in self.constants:
                     continue
-                if slot is None or INT32 not in slot[1] or subgraphs(node) or (passes_on and same_type(node, i, self.version)):
+                if (
+                    slot is None
+                    or INT32 not in slot[1]
+                    or subgraphs(node)
+                    or (passes_on and same_type(node, i, self.version))
+                ):
                     kept.add(name)
         return kept
 

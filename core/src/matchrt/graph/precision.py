@@ -94,6 +94,7 @@ def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
 def _ready(model: onnx.ModelProto) -> onnx.ModelProto:
     changed = inliner.inline_local_functions(model) if model.functions else copy_model(model)
     lift_constants(changed.graph)
+    remove_dead(changed.graph)
     take_out_float_casts(TypeTable(changed.graph, opset(changed)))
     return name_nodes(changed)
 

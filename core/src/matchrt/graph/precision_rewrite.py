@@ -32,6 +32,7 @@ class Rewriter:
         self._variants: dict[tuple[str, int], str] = {}
         self._current: dict[str, int] = {}
         self._alias: dict[str, str] = {}
+        self._declared: dict[str, int] = {}
         self._nodes: list[NodeProto] = []
         self.decisions: list[Decision] = []
         self.casts = 0
@@ -44,9 +45,13 @@ class Rewriter:
             if value.name in half_io and value.type.tensor_type.elem_type == FLOAT:
                 value.type.tensor_type.elem_type = HALF
             self._current[value.name] = value.type.tensor_type.elem_type
+        for output in self.graph.output:
+            kind = output.type.tensor_type
+            if output.name in half_io and kind.elem_type == FLOAT:
+                kind.elem_type = HALF
+            self._declared[output.name] = kind.elem_type or self.types[output.name]
         for i, node in enumerate(self.graph.node):
             self._node(i, node, decision)
-        self._outputs(half_io)
         replace_nodes(self.graph, self._nodes)
         del self.graph.value_info[:]
 
@@ -119,7 +124,8 @@ class Rewriter:
     def _node(self, index: int, original: NodeProto, decision: Decision) -> None:
         kind = decision.kinds[index]
         if original.op_type == "Cast" and kind is Kind.MOVE and self.types[original.input[0]] in FLOATS:
-            self._alias[original.output[0]] = self.resolve(original.input[0])
+            # Casts to inner tensors are gone already: this one makes an output.
+            self._bridge_output(original.output[0], self.resolve(original.input[0]))
             return
         node = NodeProto()
         node.CopyFrom(original)
@@ -133,8 +139,7 @@ class Rewriter:
                 node.input[i] = self._input(node, i, name, kind, half)
         if half or self._makes_floats(node):
             _set_type(node, HALF if half else FLOAT)
-        if not (node.op_type == "Cast" and self._same_type_cast(node)):
-            self._append(node)
+        self._append(node)
 
     def _input(self, node: NodeProto, i: int, name: str, kind: Kind, half: bool) -> str:
         if self.types[name] not in FLOATS:
@@ -150,18 +155,20 @@ class Rewriter:
     def _makes_floats(self, node: NodeProto) -> bool:
         return any(o and self.types[o] in FLOATS for o in node.output)
 
-    def _same_type_cast(self, node: NodeProto) -> bool:
-        if self.current(node.input[0]) != attribute(node, "to"):
-            return False
-        self._alias[node.output[0]] = node.input[0]
-        return True
-
     def _append(self, node: NodeProto) -> None:
         codes = [self.current(n) if n else UNKNOWN for n in node.input]
-        for name, code in zip(node.output, output_types(node, codes, self.types.version), strict=True):
+        bridged = []
+        for i, code in enumerate(output_types(node, codes, self.types.version)):
+            name = node.output[i]
+            code = self.types[name] if code == UNKNOWN else code
+            if code in FLOATS and self._declared.get(name, code) != code:
+                node.output[i] = self.names.fresh(name + _suffix(code))
+                bridged.append((name, node.output[i]))
             if name:
-                self._current[name] = code if code != UNKNOWN else self.types[name]
+                self._current[node.output[i]] = code
         self._nodes.append(node)
+        for name, source in bridged:
+            self._bridge_output(name, source)
 
     def _control_flow(self, index: int, node: NodeProto, bodies: list[GraphProto]) -> None:
         """Bodies are rewritten inside; what passes their border keeps its type."""
@@ -179,31 +186,19 @@ class Rewriter:
                 self._current[name] = self.types[name]
         self._nodes.append(node)
 
-    def _outputs(self, half_io: Collection[str]) -> None:
-        for output in self.graph.output:
-            name = output.name
-            if name in half_io and self.types[name] == FLOAT:
-                output.type.tensor_type.elem_type = HALF
-            wanted = output.type.tensor_type.elem_type or self.types[name]
-            source = self.resolve(name)
-            if source == name and self.current(name) in (wanted, UNKNOWN):
-                continue
-            if source == name:
-                source = self._rename(name)
-            if self.current(source) == wanted:
-                self._nodes.append(
-                    onnx.helper.make_node("Identity", [source], [name], self.names.fresh("name_" + name))
-                )
-                self._current[name] = wanted
-            else:
-                self._cast(source, wanted, name)
-
-    def _rename(self, name: str) -> str:
-        new = self.names.fresh(name + _suffix(self.current(name)))
-        self._current[new] = self._current.pop(name)
-        for node in self._nodes:
-            _rename_in(node, name, new)
-        return new
+    def _bridge_output(self, name: str, source: str) -> None:
+        """Make the graph's output `name`, in its declared type, of `source`; readers inside go on with either."""
+        wanted = self._declared[name]
+        self._alias[name] = source
+        key = (source, wanted)
+        if self.current(source) != wanted and key not in self._variants:
+            self._cast(source, wanted, name)
+            self._variants[key] = name
+        else:
+            node = onnx.helper.make_node(
+                "Identity", [self._variants.get(key, source)], [name], self.names.fresh("name_" + name)
+            )
+            self._nodes.append(node)
 
 
 def take_out_float_casts(types: TypeTable) -> None:
@@ -224,18 +219,6 @@ def take_out_float_casts(types: TypeTable) -> None:
             take_out_float_casts(body)
     if len(kept) != len(types.graph.node):
         replace_nodes(types.graph, kept)
-
-
-def _rename_in(node: NodeProto, old: str, new: str) -> None:
-    for i, name in enumerate(node.input):
-        if name == old:
-            node.input[i] = new
-    for i, name in enumerate(node.output):
-        if name == old:
-            node.output[i] = new
-    for body in subgraphs(node):
-        for inner in body.node:
-            _rename_in(inner, old, new)
 
 
 def _suffix(code: int) -> str:
