@@ -6,9 +6,10 @@ import numpy as np
 import onnx
 import pytest
 from graph_kit import normal, run, same
+from onnx import helper, numpy_helper
+
 from matchrt.graph.precision import to_half
 from matchrt.graph.types import FLOAT, TypeTable, type_problems
-from onnx import helper, numpy_helper
 
 SHAPE = (1, 4, 8, 8)
 

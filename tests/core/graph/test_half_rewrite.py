@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from graph_kit import graph, normal, operators, run, same
+
 from matchrt.errors import PluginError, UsageError
 from matchrt.graph.precision import decide, to_half
 from matchrt.graph.types import FLOAT, HALF, TypeTable, type_problems

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -125,7 +126,7 @@ class _Worker:
         self.model.graph.initializer.append(numpy_helper.from_array(value, name))
         return name
 
-    def add(self, op_type: str, inputs: Sequence[str], stem: str, **attributes: object) -> str:
+    def add(self, op_type: str, inputs: Sequence[str], stem: str, **attributes: Any) -> str:
         output = self.names.fresh(stem)
         node = onnx.helper.make_node(op_type, list(inputs), [output], self.names.fresh("node_" + output), **attributes)
         self.nodes.append(node)

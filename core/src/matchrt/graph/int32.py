@@ -10,8 +10,20 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, numpy_helper
 
-from matchrt.graph.edit import INT32_MAX, Names, View, attribute, copy_model, lift_constants, opset, remove_dead
-from matchrt.graph.edit import read_names, replace_nodes, set_attribute, subgraphs
+from matchrt.graph.edit import (
+    INT32_MAX,
+    Names,
+    View,
+    attribute,
+    copy_model,
+    lift_constants,
+    opset,
+    read_names,
+    remove_dead,
+    replace_nodes,
+    set_attribute,
+    subgraphs,
+)
 from matchrt.graph.intervals import intervals
 from matchrt.graph.types import INT32, INT64, TypeTable, input_slot, output_types, same_type, shapes
 from matchrt.model import GraphPass, Stage
@@ -71,7 +83,7 @@ class _Int32:
         self.types, self.names = TypeTable(model.graph, self.version), Names(model)
         self.view = View(model.graph)
         known = intervals(model.graph, self.types, shapes(model))
-        self.fits = {n for n, (low, high) in known.items() if -INT32_MAX <= low and high <= INT32_MAX}
+        self.fits = {n for n, (low, high) in known.items() if low >= -INT32_MAX and high <= INT32_MAX}
         self.constants = {t.name: t for t in model.graph.initializer if t.data_type == INT64}
         self.kept = self._needed_as_int64()
         self.narrow: dict[str, str] = {}
@@ -83,9 +95,8 @@ class _Int32:
             if node.op_type in CONVERTED and not subgraphs(node):
                 self._convert(node)
             elif node.op_type == "Cast" and attribute(node, "to") == INT64 and self._free(node.output[0]):
-                if self.types[node.input[0]] != INT64:
-                    set_attribute(node, "to", INT32)
-                    self.now[node.output[0]] = INT32
+                set_attribute(node, "to", INT32)
+                self.now[node.output[0]] = INT32
             self._widen(node)
             self.nodes.append(node)
         replace_nodes(self.graph, self.nodes)

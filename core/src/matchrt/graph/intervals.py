@@ -10,7 +10,7 @@ from matchrt.graph.edit import INT32_MAX, View, attribute
 from matchrt.graph.types import INT64, Shape, TypeTable
 
 Interval = tuple[int, int]
-INTEGERS = {TensorProto.BOOL: (0, 1), TensorProto.INT32: (-(2**31), INT32_MAX), TensorProto.INT8: (-128, 127),
+INTEGERS: dict[int, Interval] = {TensorProto.BOOL: (0, 1), TensorProto.INT32: (-(2**31), INT32_MAX), TensorProto.INT8: (-128, 127),
             TensorProto.UINT8: (0, 255), TensorProto.INT16: (-32768, 32767)}  # fmt: skip
 _CARRY = frozenset(
     ("Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Split", "Slice", "Gather",

@@ -60,7 +60,7 @@ def fuse_layer_norm(model: ModelProto) -> ModelProto:
 
 def _ones(model: ModelProto, names: Names, sizes: dict[str, Shape], source: str) -> str:
     name = names.fresh("layer_norm_ones")
-    width = sizes[source][-1]
+    width = next(s for s in sizes[source][::-1] if isinstance(s, int))
     model.graph.initializer.append(numpy_helper.from_array(np.ones(width, np.float32), name))
     return name
 
@@ -149,7 +149,8 @@ def decompose_layer_norm(model: ModelProto) -> ModelProto:
     if not any(n.op_type == "LayerNormalization" for n in model.graph.node):
         return model
     plain = copy_model(model)
-    names, nodes = Names(plain), []
+    names = Names(plain)
+    nodes: list[NodeProto] = []
     for node in plain.graph.node:
         nodes += _decomposed(plain, node, names) if node.op_type == "LayerNormalization" else [node]
     replace_nodes(plain.graph, nodes)

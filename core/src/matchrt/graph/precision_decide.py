@@ -219,10 +219,10 @@ class Decision:
         for i, node in enumerate(self.graph.node):
             moving = self._moving(node, self.floats(node))
             inputs_full = all(n in full for n in moving)
-            if self.kinds[i] is Kind.HALF and node.op_type in table.ELEMENTWISE and moving and inputs_full:
-                if any(o in self.wanted for o in node.output):
-                    self._keep(i, "between float32 nodes: casts cost more than half saves")
-                    kept = True
+            cheap = self.kinds[i] is Kind.HALF and node.op_type in table.ELEMENTWISE
+            if cheap and moving and inputs_full and any(o in self.wanted for o in node.output):
+                self._keep(i, "between float32 nodes: casts cost more than half saves")
+                kept = True
             if self.kinds[i] is Kind.KEEP or (self.kinds[i] is Kind.MOVE and inputs_full):
                 full.update(node.output)
         return kept
@@ -231,7 +231,7 @@ class Decision:
         wanted = {o.name for o in self.graph.output if o.type.tensor_type.elem_type == FLOAT} | self._pinned
         for i in range(len(self.graph.node) - 1, -1, -1):
             node, kind = self.graph.node[i], self.kinds[i]
-            decides = node.op_type in table.DECIDES or node.op_type == "Cast" and kind is Kind.OTHER
+            decides = node.op_type in table.DECIDES or (node.op_type == "Cast" and kind is Kind.OTHER)
             if (
                 kind is Kind.KEEP
                 or decides

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnx import GraphProto, NodeProto
+from onnx import NodeProto
 
 from matchrt.graph.edit import View, attribute, rename_uses, replace_nodes, set_attribute
 from matchrt.graph.types import TypeTable
@@ -53,7 +53,7 @@ class _Tidy:
         if node.op_type == "Dropout":
             return len(node.input) < 3 or not node.input[2] or self.view.scalar(node.input[2]) == 0
         if node.op_type == "Cast":
-            return self.types[node.input[0]] == attribute(node, "to")
+            return self.types[node.input[0]] == int(attribute(node, "to"))
         if node.op_type == "Transpose":
             perm = list(attribute(node, "perm", []))
             return bool(perm) and perm == list(range(len(perm)))

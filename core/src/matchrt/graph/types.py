@@ -70,7 +70,7 @@ def output_types(node: NodeProto, inputs: Sequence[int], version: int) -> list[i
         if slot and slot[2] and code != UNKNOWN:
             bound.setdefault(slot[0], code)
     special = _attribute_type(node, bound)
-    found = []
+    found: list[int] = []
     for i in range(len(node.output)):
         slot = _slot(node.op_type, node.domain, version, i, True)
         if slot is None:
@@ -183,7 +183,11 @@ def shapes(model: ModelProto) -> dict[str, Shape]:
 
     Large weights are replaced by inputs meanwhile, so that a model of gigabytes is not copied.
     """
-    inferred = onnx.shape_inference.infer_shapes(skeleton(model), data_prop=True)
+    small = skeleton(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(small, data_prop=True)
+    except onnx.shape_inference.InferenceError:  # an operator of an unknown set: what is declared remains
+        inferred = small
     found: dict[str, Shape] = {t.name: tuple(t.dims) for t in model.graph.initializer}
     graph = inferred.graph
     for value in (*graph.value_info, *graph.output, *graph.input):
