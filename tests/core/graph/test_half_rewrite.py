@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from graph_kit import graph, normal, operators, run, same
+from graph_kit import graph, normal, operators, run, run_half, same
 
 from matchrt.errors import PluginError, UsageError
 from matchrt.graph.precision import decide, to_half
@@ -38,15 +38,15 @@ def test_compute_is_half_and_the_borders_stay_float32() -> None:
     assert record.converted == 3
     assert record.casts == operators(half).count("Cast") == 2
     x = normal(5, 8)
-    np.testing.assert_allclose(run(half, {"x": x})["y"], run(mlp(), {"x": x})["y"], rtol=2e-2, atol=2e-2)
-    assert not np.array_equal(run(half, {"x": x})["y"], run(mlp(), {"x": x})["y"])
+    np.testing.assert_allclose(run_half(half, {"x": x})["y"], run(mlp(), {"x": x})["y"], rtol=2e-2, atol=2e-2)
+    assert not np.array_equal(run_half(half, {"x": x})["y"], run(mlp(), {"x": x})["y"])
 
 
 def test_named_inputs_and_outputs_are_handed_over_in_half() -> None:
     half, record = to_half(mlp(), half_io=["x", "y"])
     assert [i.type.tensor_type.elem_type for i in (*half.graph.input, *half.graph.output)] == [HALF, HALF]
     assert record.casts == 0
-    assert run(half, {"x": normal(2, 8).astype(np.float16)})["y"].dtype == np.float16
+    assert run_half(half, {"x": normal(2, 8).astype(np.float16)})["y"].dtype == np.float16
     with pytest.raises(UsageError, match="'z'"):
         to_half(mlp(), half_io=["z"])
 
@@ -109,14 +109,14 @@ def test_index_arithmetic_keeps_float32() -> None:
     scores = np.zeros((1, 4096), np.float32)
     scores[0, [4095, 2049, 2051]] = 3, 2, 1
     feeds = {"scores": scores, "scale": np.ones(1, np.float32)}
-    assert run(to_half(model)[0], feeds)["x"].tolist() == [[4095.5, 2049.5, 2051.5]]
+    assert run_half(to_half(model)[0], feeds)["x"].tolist() == [[4095.5, 2049.5, 2051.5]]
 
 
 def test_float_to_integer_keeps_what_leads_to_it() -> None:
     text = "(float[4] x) => (int32[4] y) { m = Mul(x, w) f = Floor(m) y = Cast<to=6>(f) }"
     model = graph(text, w=np.float32(2048.0))
     assert set(kept(model)) == {"n0_Mul", "n1_Floor"}
-    assert run(to_half(model)[0], {"x": np.array([1, 1.0005, 2, 2.5], np.float32)})["y"].tolist() == [
+    assert run_half(to_half(model)[0], {"x": np.array([1, 1.0005, 2, 2.5], np.float32)})["y"].tolist() == [
         2048,
         2049,
         4096,
@@ -132,7 +132,7 @@ def test_statistics_keep_float32_with_their_squares_and_divisions() -> None:
     half, record = to_half(model)
     assert {k.operator for k in record.kept} == {"ReduceMean", "Sub", "Mul", "Add", "Sqrt", "Div"}
     x = normal(2, 64)  # products reach thousands, whose squares half cannot hold
-    np.testing.assert_allclose(run(half, {"x": x})["y"], run(model, {"x": x})["y"], rtol=0.05, atol=0.05)
+    np.testing.assert_allclose(run_half(half, {"x": x})["y"], run(model, {"x": x})["y"], rtol=0.05, atol=0.05)
 
 
 def test_softmax_of_attention_is_half_and_any_other_is_not() -> None:
@@ -158,14 +158,14 @@ def test_existing_casts_are_placed_anew() -> None:
     assert operators(half) == ["Cast", "MatMul", "MatMul", "Cast"]
     assert record.casts == 2
     x = normal(2, 4)
-    np.testing.assert_allclose(run(half, {"x": x})["y"], run(model, {"x": x})["y"], rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(run_half(half, {"x": x})["y"], run(model, {"x": x})["y"], rtol=1e-2, atol=1e-2)
 
 
 def test_a_float16_output_stays_float16() -> None:
     model = graph("(float[2,4] x) => (float16[2,4] y) { s = Sqrt(x) y = Cast<to=10>(s) }")
     half, _ = to_half(model)
     assert half.graph.output[0].type.tensor_type.elem_type == HALF
-    assert run(half, {"x": np.ones((2, 4), np.float32)})["y"].dtype == np.float16
+    assert run_half(half, {"x": np.ones((2, 4), np.float32)})["y"].dtype == np.float16
 
 
 def test_sizes_of_resize_stay_float32() -> None:
@@ -175,7 +175,7 @@ def test_sizes_of_resize_stay_float32() -> None:
     half, record = to_half(model)
     assert not record.kept
     assert {t.name: t.data_type for t in half.graph.initializer}["scales"] == FLOAT
-    assert run(half, {"x": normal(1, 4, 8, 8)})["y"].shape == (1, 4, 16, 16)
+    assert run_half(half, {"x": normal(1, 4, 8, 8)})["y"].shape == (1, 4, 16, 16)
 
 
 def test_constant_nodes_and_masks_take_the_type_of_their_readers() -> None:
@@ -202,7 +202,7 @@ def test_bodies_of_control_flow_are_rewritten_inside_their_borders() -> None:
     x = np.abs(normal(4, 4))
     for c in (True, False):
         feeds = {"x": x, "c": np.array(c)}
-        np.testing.assert_allclose(run(half, feeds)["y"], run(model, feeds)["y"], rtol=3e-2, atol=3e-2)
+        np.testing.assert_allclose(run_half(half, feeds)["y"], run(model, feeds)["y"], rtol=3e-2, atol=3e-2)
 
 
 def test_loops_carry_their_own_types() -> None:
@@ -215,7 +215,7 @@ def test_loops_carry_their_own_types() -> None:
     onnx.checker.check_model(half, full_check=True)
     assert same(to_half(half)[0], half)
     feeds = {"x": normal(4, 4), "n": np.array(3), "go": np.array(True)}
-    np.testing.assert_allclose(run(half, feeds)["y"], run(model, feeds)["y"], rtol=5e-2, atol=5e-2)
+    np.testing.assert_allclose(run_half(half, feeds)["y"], run(model, feeds)["y"], rtol=5e-2, atol=5e-2)
 
 
 def test_operators_without_a_schema_keep_float32() -> None:

@@ -83,7 +83,7 @@ class _Int32:
         self.types, self.names = TypeTable(model.graph, self.version), Names(model)
         self.view = View(model.graph)
         known = intervals(model.graph, self.types, shapes(model))
-        self.fits = {n for n, (low, high) in known.items() if low >= -INT32_MAX and high <= INT32_MAX}
+        self.fits = {n for n, (low, high) in known.items() if low >= -INT32_MAX - 1 and high <= INT32_MAX}
         self.constants = {t.name: t for t in model.graph.initializer if t.data_type == INT64}
         self.kept = self._needed_as_int64()
         self.narrow: dict[str, str] = {}
@@ -112,27 +112,30 @@ class _Int32:
             outer = {n for b in subgraphs(node) for m in b.node for n in read_names(m)}
             outer |= {o.name for b in subgraphs(node) for o in b.output}
             kept |= outer
-            passes_on = any(o in kept or (self.types[o] == INT64 and o not in self.fits) for o in node.output if o)
-            for i, name in enumerate(node.input):
-                slot = input_slot(node, i, self.version) if name else None
-                if not name or self.types[name] != INT64 or name in self.constants:
-                    continue
-                if (
-                    slot is None
-                    or INT32 not in slot[1]
-                    or subgraphs(node)
-                    or (passes_on and same_type(node, i, self.version))
-                ):
-                    kept.add(name)
+            for members in self._groups(node, every=True):
+                passes_on = any(o in kept or self._wide(o) for o in node.output if o)
+                bound = passes_on and same_type(node, members[0], self.version)
+                slot = input_slot(node, members[0], self.version)
+                foreign = slot is None or INT32 not in slot[1] or bool(subgraphs(node))
+                if foreign or bound or any(self._wide(node.input[i]) for i in members):
+                    kept.update(node.input[i] for i in members if node.input[i] not in self.constants)
         return kept
 
-    def _convert(self, node: NodeProto) -> None:
+    def _wide(self, name: str) -> bool:
+        """Whether a tensor is INT64 and may leave INT32's range."""
+        return self.types[name] == INT64 and name not in self.fits
+
+    def _groups(self, node: NodeProto, *, every: bool = False) -> list[list[int]]:
+        """Positions of INT64 inputs that must have one type, by type variable; `every`: also those that take only INT64."""
         groups: dict[str, list[int]] = {}
         for i, name in enumerate(node.input):
             slot = input_slot(node, i, self.version) if name else None
-            if slot is not None and self.types[name] == INT64 and INT32 in slot[1]:
-                groups.setdefault(slot[0], []).append(i)
-        for members in groups.values():
+            if name and self.types[name] == INT64 and (every or (slot is not None and INT32 in slot[1])):
+                groups.setdefault(slot[0] if slot else str(i), []).append(i)
+        return list(groups.values())
+
+    def _convert(self, node: NodeProto) -> None:
+        for members in self._groups(node):
             if self._may(node, members):
                 for i in members:
                     node.input[i] = self._narrowed(node.input[i])

@@ -60,10 +60,9 @@ def prepare(
         )
     notes: list[str] = []
     prepared = freeze_axes(model, freeze) if freeze else copy_model(model)
-    steps = target_passes(prepared, target, [p for p in passes if p.stage is Stage.PREPARE])
-    prepared = run_passes(
-        name_nodes(prepared), [s for s in steps if s.networks is None or network in s.networks], network
-    )
+    own = [p for p in passes if p.stage is Stage.PREPARE and (p.networks is None or network in p.networks)]
+    steps = target_passes(prepared, target, own)
+    prepared = run_passes(name_nodes(prepared), steps, network)
     applied = [*(["freeze"] if freeze else []), *(s.name for s in steps)]
     record = None
     if target.precision == "fp16":

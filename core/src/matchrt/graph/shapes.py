@@ -46,8 +46,9 @@ def _value(node: NodeProto, values: Mapping[str, Partial], sizes: Mapping[str, S
         shape = sizes.get(node.input[0])
         if shape is None:
             return None
-        entries: Partial = shape[slice(attribute(node, "start", 0), attribute(node, "end", None))]
-        return entries
+        start: int = attribute(node, "start", 0)
+        end: int | None = attribute(node, "end")
+        return shape[start:end]
     inputs = [values.get(n) if n else None for n in node.input]
     rule = _RULES.get(node.op_type)
     if rule is None or not inputs or inputs[0] is None:
