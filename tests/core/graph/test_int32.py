@@ -82,4 +82,4 @@ def test_comparisons_and_masks_follow() -> None:
         graph(text, zero=np.array(0), one=np.array(1), axis=ints(1)),
         {"x": normal(2, 9), "n": np.array([3, 9], np.int32)},
     )
-    assert [types[n] for n in ("r", "u")] == [INT32, INT32]
+    assert [types[n] for n in ("r", "r_int32", "u")] == [INT64, INT32, INT32]

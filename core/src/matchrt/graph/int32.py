@@ -30,10 +30,13 @@ from matchrt.model import GraphPass, Stage
 
 CONVERTED = frozenset(
     ("Gather", "GatherElements", "ScatterElements", "Slice", "Add", "Sub", "Mul", "Div", "Mod", "Min", "Max", "Neg", "Abs", "Where",
-     "Concat", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Expand", "Tile", "Flatten", "Identity", "Split", "Range", "Equal",
+     "Concat", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Expand", "Tile", "Flatten", "Identity", "Split", "Equal",
      "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "ReduceMax", "ReduceMin", "Pad")
 )  # fmt: skip
-"""Operators that every runtime we know computes in INT32 as in INT64."""
+"""Operators that every runtime we know computes in INT32 as in INT64.
+
+Range is not among them: where its limit comes from Shape, onnxruntime's shape inference takes that for INT64 whatever casts follow.
+"""
 
 
 def to_int32(model: ModelProto) -> ModelProto:
@@ -117,6 +120,7 @@ class _Int32:
                 bound = passes_on and same_type(node, members[0], self.version)
                 slot = input_slot(node, members[0], self.version)
                 foreign = slot is None or INT32 not in slot[1] or bool(subgraphs(node))
+                foreign |= node.op_type not in CONVERTED and node.op_type != "Cast"
                 if foreign or bound or any(self._wide(node.input[i]) for i in members):
                     kept.update(node.input[i] for i in members if node.input[i] not in self.constants)
         return kept

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
@@ -128,7 +128,7 @@ def _one(op_type: str, x: Entry, y: Entry) -> int | None:
     return {"Add": x + y, "Sub": x - y, "Mul": x * y, "Max": max(x, y), "Min": min(x, y)}[op_type]
 
 
-_RULES = {
+_RULES: dict[str, Callable[[NodeProto, Sequence[Partial]], Partial]] = {
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,
