@@ -110,11 +110,7 @@ def draw_matches(pair: Pair, k0: np.ndarray, k1: np.ndarray, path: Path) -> None
     canvas[:h0, :w0], canvas[:h1, w0:] = pair.image0, pair.image1
     picture = cv2.cvtColor(canvas, cv2.COLOR_GRAY2BGR)
     good = reprojection(k0, k1, pair.homography) <= 3
-<<<<<<< HEAD
-    for a, b, right in zip(k0, (*k1, w0, 0), good, strict=True):
-=======
     for a, b, right in zip(k0, np.add(k1, (w0, 0)), good, strict=True):
->>>>>>> training
         colour = (80, 220, 80) if right else (60, 60, 255)
         cv2.line(
             picture,
