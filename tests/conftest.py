@@ -39,3 +39,21 @@ def run_cli() -> Cli:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the small matcher with random weights; tests must not change it."""
+    from matchrt.export.convert import ConvertRequest, run_convert
+    from matchrt.plugins import get_plugins
+
+    output = tmp_path_factory.mktemp("bundles") / "mini"
+    request = ConvertRequest(
+        matcher="superpoint-lightglue",
+        variant="mini",
+        output=output,
+        random_seed=1,
+        settings={"keypoints": 128, "long_side": 320},
+    )
+    run_convert(request, get_plugins())
+    return output

@@ -94,6 +94,14 @@ def weight_rules(matcher: MatcherSpec, variant: Variant) -> Sequence[Rule]:
 
 
 @hookspec(firstresult=True)
+def settings_from_weights(matcher: MatcherSpec, variant: Variant, names: Sequence[str]) -> Mapping[str, object] | None:
+    """Settings that the checkpoint itself decides, from the names of its tensors: a re-parameterised form, say. Kind: first.
+
+    None or an empty mapping decides nothing. Raise `WeightsError` for a file that is known to be another network, and say which.
+    """
+
+
+@hookspec(firstresult=True)
 def build_network(matcher: MatcherSpec, variant: Variant, settings: Settings) -> torch.nn.Module | None:
     """The PyTorch network in eval mode, with any weights, on the default device (core builds it under `meta` to compare names).
 
@@ -159,6 +167,7 @@ def postprocess(
 REGISTRATION_HOOKS = ("register_matchers", "register_backends", "register_writers", "register_commands")
 STAGE_HOOKS = (
     "weight_rules",
+    "settings_from_weights",
     "build_network",
     "onnx_patches",
     "example_inputs",

@@ -64,7 +64,7 @@ class TensorSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkSpec:
-    """One exported network. `module` is the dotted path to it inside what `build_network` returns."""
+    """One exported network. `module` is the dotted path to it inside what `build_network` returns; "." is the whole of it."""
 
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -74,8 +74,8 @@ class NetworkSpec:
 
     @property
     def module_path(self) -> str:
-        """Path of the `torch.nn.Module` that is exported, by default the network's own name."""
-        return self.module or self.name
+        """Path of the `torch.nn.Module` that is exported, for `get_submodule`; by default the network's own name."""
+        return "" if self.module == "." else self.module or self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,12 +275,14 @@ class Alignment:
     """Outputs of a network that are lists in no essential order: compare row by row after pairing equal points.
 
     `points` names the output (B, K, 2) that identifies a row, `count` the output (B,) that says how many rows are valid ("": all).
-    A row without partner counts as an outlier in every output that has the axis.
+    A row without partner counts as an outlier in every output that has the axis, except for `spare` rows a list: the last
+    ones of a list are chosen among ties, which rounding decides.
     """
 
     points: str
     count: str = ""
     radius: float = 1e-2
+    spare: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +290,8 @@ class Parity:
     """How close a converted matcher must be to its network, on equal inputs.
 
     `tensors` overrides `default` for outputs by name; `align` says which networks (by name) return lists.
-    `shared_matches` is the least share of matches that both ways must find, each within `coordinate_px` pixels of the original image.
+    `shared_matches` is the least share of matches that both ways must find, each within `coordinate_px` pixels of the original image;
+    `spare_matches` may differ however few there are. `pairs` limits the check to so many sample pairs (0: all), for a network that is slow.
     """
 
     default: Tolerance = Tolerance()
@@ -296,6 +299,8 @@ class Parity:
     align: Mapping[str, Alignment] = field(default_factory=lambda: MappingProxyType({}))
     coordinate_px: float = 0.05
     shared_matches: float = 0.99
+    spare_matches: int = 1
+    pairs: int = 0
 
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Settings: what a matcher lets its users choose, where each value came from, and one way to resolve them.
 
-Order: defaults < variant < file (TOML) < environment (`MATCHRT_SET_NAME`) < flag. Unknown names are errors with the nearest right name.
+Order: defaults < variant < what the weights decide < file (TOML) < environment (`MATCHRT_SET_NAME`) < flag.
+Unknown names are errors with the nearest right name.
 """
 
 from __future__ import annotations

@@ -195,14 +195,23 @@ def test_killed_at_any_moment_the_file_is_whole(tmp_path: Path) -> None:
         "import sys, itertools; from matchrt.files import atomic_write_bytes\n"
         "for i in itertools.count(): atomic_write_bytes(sys.argv[1], bytes([i % 256]) * 2_000_000)"
     )
-    for delay in (0.02, 0.05, 0.09, 0.13):
+    for delay in (0.2, 0.25, 0.31, 0.38):
         path.unlink(missing_ok=True)
         process = subprocess.Popen([sys.executable, "-c", script, str(path)])
         while not path.exists():
             time.sleep(0.005)
-        time.sleep(delay)
+        end = time.monotonic() + delay
+        versions = set()
+        while time.monotonic() < end:  # a reader meanwhile sees no half version either
+            versions.add(whole_version(path))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        data = path.read_bytes()
-        assert len(data) == 2_000_000
-        assert len(set(data)) == 1
+        whole_version(path)
+        assert len(versions) > 1
+
+
+def whole_version(path: Path) -> int:
+    data = path.read_bytes()
+    assert len(data) == 2_000_000
+    assert data == data[:1] * len(data)
+    return data[0]

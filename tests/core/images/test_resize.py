@@ -46,9 +46,9 @@ def test_antialiased_is_kornias(size: tuple[int, int], out: tuple[int, int]) -> 
     result = images.resize_antialiased(colour, out)
     assert result.shape == (*out, 3)
     assert result.dtype == np.float32
-    assert np.abs(result - kornia_resize(colour, out)).max() <= 2e-6
+    assert np.abs(result - kornia_resize(colour, out)).max() <= 1e-5
     grey = images.resize_antialiased(colour[..., 0], out)
-    assert np.abs(grey - kornia_resize(colour[..., 0], out)[..., 0]).max() <= 2e-6
+    assert np.abs(grey - kornia_resize(colour[..., 0], out)[..., 0]).max() <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "camera", "chelsea"])
@@ -59,7 +59,20 @@ def test_antialiased_on_photographs_both_ways(name: str) -> None:
         difference = images.resize_antialiased(photograph, size) - kornia_resize(photograph, size).reshape(
             *size, *photograph.shape[2:]
         )
-        assert np.abs(difference).max() <= 2e-6
+        assert np.abs(difference).max() <= 1e-5
+
+
+def test_any_number_of_channels() -> None:
+    pixels = RNG.random((40, 60, 7), dtype=np.float32)
+    assert np.abs(images.resize_antialiased(pixels, (17, 31)) - kornia_resize(pixels, (17, 31))).max() <= 1e-5
+
+
+def test_grey_may_be_taken_before_the_resize() -> None:
+    """Both are linear, so a third of the work gives what kornia's order, resize and then grey, gives."""
+    photograph = photographs.astronaut().astype(np.float32) / 255
+    before = images.resize_antialiased(images.to_grey_float(photograph), (333, 400))
+    after = images.to_grey_float(images.resize_antialiased(photograph, (333, 400)))
+    assert np.abs(before - after).max() <= 5e-6
 
 
 def test_the_gaussian_matters() -> None:
@@ -88,14 +101,14 @@ def test_bilinear_is_torchs(size: tuple[int, int], out: tuple[int, int]) -> None
     colour = RNG.random((*size, 3), dtype=np.float32)
     tensor = torch.from_numpy(colour).permute(2, 0, 1)[None]
     expected = torch.nn.functional.interpolate(tensor, out, mode="bilinear", align_corners=False)
-    assert np.abs(images.resize_bilinear(colour, out) - expected[0].permute(1, 2, 0).numpy()).max() <= 5e-7
+    assert np.abs(images.resize_bilinear(colour, out) - expected[0].permute(1, 2, 0).numpy()).max() <= 5e-6
 
 
 def test_bilinear_is_torchvisions_without_antialias() -> None:
     photograph = photographs.coffee().astype(np.float32) / 255
     resize = Resize((560, 560), InterpolationMode.BILINEAR, antialias=False)
     expected = resize(torch.from_numpy(photograph).permute(2, 0, 1)).permute(1, 2, 0).numpy()
-    assert np.abs(images.resize_bilinear(photograph, (560, 560)) - expected).max() <= 5e-7
+    assert np.abs(images.resize_bilinear(photograph, (560, 560)) - expected).max() <= 5e-6
 
 
 @pytest.mark.parametrize("out", [(560, 560), (864, 864), (100, 77), (1, 1)])

@@ -2,7 +2,14 @@ import pytest
 import torch
 from torch import nn
 
-from matchrt.patches import DecomposedLayerNorm, Patch, apply_patches, decomposed_layer_norm, replaced_modules
+from matchrt.patches import (
+    DecomposedLayerNorm,
+    Patch,
+    apply_patches,
+    decomposed_layer_norm,
+    layer_norm_patches,
+    replaced_modules,
+)
 
 
 def network(**options: bool) -> nn.Module:
@@ -64,3 +71,8 @@ def test_patches_are_undone_in_reverse_also_after_an_error() -> None:
         use()
     assert seen == [nn.SiLU]
     assert net[0] is original
+
+
+@pytest.mark.parametrize(("opset", "names"), [(16, ["decomposed-layer-norm"]), (17, []), (20, [])])
+def test_the_operator_is_kept_where_it_exists(opset: int, names: list[str]) -> None:
+    assert [patch.name for patch in layer_norm_patches(opset)] == names

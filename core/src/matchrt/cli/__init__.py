@@ -17,6 +17,7 @@ import click
 from matchrt.errors import MatchrtError
 
 VERBS = {
+    "demo": "See it work: convert shipped weights, match shipped photographs, write a report.",
     "models": "List the matchers, their variants and licences.",
     "fetch": "Download a matcher's published weights.",
     "convert": "Turn a checkpoint into a checked bundle.",

@@ -123,4 +123,4 @@ def _fits(description: CheckpointDescription) -> list[dict[str, Any]]:
         return []
     from matchrt.plugins import get_plugins
 
-    return [f.to_dict() for f in fit(description.shapes, candidates(get_plugins()))]
+    return [f.to_dict() for f in fit(description.shapes, candidates(get_plugins(), list(description.shapes)))]

@@ -46,7 +46,7 @@ class CheckResult:
             f"pair {m.pair}: {m.shared:.2%} of the matches shared ({m.reference} against {m.other}), "
             f"need {self.parity.shared_matches:.2%}"
             for m in self.matches
-            if m.shared < self.parity.shared_matches
+            if m.shared < self.parity.shared_matches and m.unshared > self.parity.spare_matches
         ]
         return lines
 

@@ -39,11 +39,12 @@ def compare_tensors(network: NetworkSpec, reference: Tensors, other: Tensors, pa
     """Differences of each output of `network`. Rows of lists are paired first where `parity.align` says so."""
     alignment = parity.align.get(network.name)
     rows = _aligned_rows(reference, other, alignment) if alignment else None
+    row_axis = next((t.axes[1] for t in network.outputs if alignment and t.name == alignment.points), None)
     found = []
     for spec in network.outputs:
         tolerance = parity.tensors.get(spec.name, parity.default)
         a, b = np.asarray(reference[spec.name]), np.asarray(other[spec.name])
-        if rows is not None and alignment and spec.name != alignment.count:
+        if rows is not None and row_axis in spec.axes[1:2]:
             found.append(_difference(network.name, spec.name, *rows.take(a, b), tolerance, rows.unpaired))
         else:
             found.append(_difference(network.name, spec.name, a, b, tolerance))
@@ -96,7 +97,7 @@ def _aligned_rows(reference: Tensors, other: Tensors, alignment: Alignment) -> _
         p, q = pair_points(a[i][:n], b[i][:m], alignment.radius)
         pairs.append((p, q))
         total += max(n, m)
-        paired += len(p)
+        paired += min(max(n, m), len(p) + alignment.spare)
     return _Rows(tuple(pairs), 1 - paired / total if total else 0.0)
 
 
@@ -143,6 +144,12 @@ class MatchDifference:
     max_px: float
     mean_px: float
     max_score: float
+
+    @property
+    def unshared(self) -> int:
+        """How many matches of the longer list have no partner."""
+        total = max(self.reference, self.other)
+        return round(total * (1 - self.shared))
 
     def to_dict(self) -> dict[str, object]:
         """JSON-able values."""

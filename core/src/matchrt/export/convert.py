@@ -17,7 +17,7 @@ from matchrt.errors import UsageError
 from matchrt.export.check import CheckResult, run_check
 from matchrt.export.describe import Built, build_manifest
 from matchrt.export.onnx_export import check_opset, export_network, save_model
-from matchrt.export.weights import LoadedWeights, load_weights, random_weights
+from matchrt.export.weights import LoadedWeights, load_weights, random_weights, read_weights
 from matchrt.files.atomic import atomic_folder
 from matchrt.graph.passes import BUILT_IN, run_passes
 from matchrt.model import ExampleInputs, Settings, Stage, Target, Variant
@@ -109,16 +109,15 @@ def run_convert(request: ConvertRequest, plugins: Plugins, progress: Progress | 
     hooks = MatcherHooks(plugins, spec)
     check_opset(request.opset)
     _check_output(request.output, request.replace)
-    settings = _settings(hooks, variant, request)
     with clock("weights"):
-        network, loaded = _network(hooks, plugins, variant, settings, request, progress)
+        network, loaded, settings = _network(hooks, plugins, variant, request, progress)
     target = Target(opset=request.opset)
     with atomic_folder(request.output, replace=request.replace) as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with clock("export"):
             built = _export(hooks, variant, settings, network, target, folder, progress)
         with clock("check"):
-            pairs = _sample_pairs() if request.check_pairs is None else request.check_pairs
+            pairs = _sample_pairs(hooks, variant) if request.check_pairs is None else request.check_pairs
             graphs = {n.name: folder / f"{n.name}.onnx" for n in spec.networks_of(variant)}
             check = run_check(hooks, variant, settings, network, graphs, pairs, progress)
             check.require()
@@ -128,20 +127,19 @@ def run_convert(request: ConvertRequest, plugins: Plugins, progress: Progress | 
 
 
 def _network(
-    hooks: MatcherHooks,
-    plugins: Plugins,
-    variant: Variant,
-    settings: Settings,
-    request: ConvertRequest,
-    progress: Progress,
-) -> tuple[torch.nn.Module, LoadedWeights]:
+    hooks: MatcherHooks, plugins: Plugins, variant: Variant, request: ConvertRequest, progress: Progress
+) -> tuple[torch.nn.Module, LoadedWeights, Settings]:
     if request.random_seed is not None:
         if request.weights:
             raise UsageError("--weights and --random-weights exclude each other")
+        settings = _settings(hooks, variant, request, {})
         with stage(progress, "random weights"):
-            return random_weights(hooks, variant, settings, request.random_seed)
+            return *random_weights(hooks, variant, settings, request.random_seed), settings
+    _settings(hooks, variant, request, {})  # a wrong setting is told before a large file is read
     with stage(progress, "read weights"):
-        return load_weights(hooks, plugins, variant, settings, request.weights, request.allow_missing)
+        read = read_weights(hooks, variant, request.weights)
+        settings = _settings(hooks, variant, request, read.decided)
+        return *load_weights(hooks, plugins, variant, settings, read, request.allow_missing), settings
 
 
 def _export(
@@ -170,10 +168,13 @@ def _export(
     return built
 
 
-def _settings(hooks: MatcherHooks, variant: Variant, request: ConvertRequest) -> Settings:
+def _settings(
+    hooks: MatcherHooks, variant: Variant, request: ConvertRequest, decided: Mapping[str, object]
+) -> Settings:
     return resolve(
         hooks.matcher.settings,
         ("variant", variant.settings),
+        ("weights", decided),
         ("file", request.settings_file),
         ("flag", request.settings),
     )
@@ -186,10 +187,11 @@ def _check_output(output: Path, replace: bool) -> None:
         raise UsageError(f"{output} exists and is not a bundle, so --replace leaves it alone", hint="choose another -o")
 
 
-def _sample_pairs() -> list[tuple[str, Any, Any]]:
+def _sample_pairs(hooks: MatcherHooks, variant: Variant) -> list[tuple[str, Any, Any]]:
     from matchrt.samples import sample_pairs
 
-    return [(p.name, p.image0, p.image1) for p in sample_pairs()]
+    pairs = [(p.name, p.image0, p.image1) for p in sample_pairs()]
+    return pairs[: hooks.parity(variant).pairs or None]
 
 
 class _Clock:

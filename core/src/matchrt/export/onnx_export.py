@@ -1,4 +1,4 @@
-"""Export one network to ONNX: the dynamo exporter from opset 18, the TorchScript exporter below."""
+"""Export one network to ONNX with torch's dynamo exporter; older opsets are lowered from the oldest that it writes."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import onnx
 import torch
 
 from matchrt.errors import ExportError, UsageError
+from matchrt.graph.lower import lower_opset
 from matchrt.model import Axis, ExampleInputs, NetworkSpec, Target
 
 OLDEST_OPSET, DYNAMO_OPSET, NEWEST_OPSET = 16, 18, 22
@@ -74,16 +75,21 @@ def export_network(
         raise ExportError(f"example_inputs of network {spec.name!r} lacks {', '.join(lacking)}")
     tensors = tuple(torch.from_numpy(np.ascontiguousarray(example.tensors[n])) for n in names)
     module = _Named(network, names, outputs).eval()
-    export = _dynamo if target.opset >= DYNAMO_OPSET else _torchscript
     try:
         with _quiet(), torch.no_grad():
-            model = export(module, tensors, names, outputs, example.dynamic, target.opset)
+            model = _dynamo(module, tensors, names, outputs, example.dynamic, max(target.opset, DYNAMO_OPSET))
+        if target.opset < DYNAMO_OPSET:
+            model = lower_opset(model, target.opset)
+    except ExportError:
+        raise
     except Exception as error:
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"network {spec.name!r} cannot be exported at opset {target.opset}: {reason}") from error
     written = {d.domain: d.version for d in model.opset_import}.get("")
     if written != target.opset:
         raise ExportError(f"network {spec.name!r}: asked for opset {target.opset}, the exporter wrote {written}")
+    # The oldest file format that holds this opset: older runtimes refuse a newer one, whatever is in it.
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import)
     _name_axes(model, names, example.dynamic)
     return model
 
@@ -120,29 +126,6 @@ def _dim(axis: Axis) -> Any:
     low, high = -(-axis.min // axis.divisor), axis.max // axis.divisor
     dim = torch.export.Dim(axis.name if axis.divisor == 1 else f"{axis.name}_units", min=max(low, 1), max=high)
     return dim if axis.divisor == 1 else axis.divisor * dim
-
-
-def _torchscript(
-    module: _Named,
-    tensors: tuple[torch.Tensor, ...],
-    names: Sequence[str],
-    outputs: Sequence[str],
-    dynamic: Mapping[str, Mapping[int, Axis]],
-    opset: int,
-) -> onnx.ModelProto:
-    buffer = io.BytesIO()
-    torch.onnx.export(
-        module,
-        tensors,
-        buffer,  # type: ignore[arg-type]  # a stream is accepted
-        dynamo=False,
-        opset_version=opset,
-        input_names=list(names),
-        output_names=list(outputs),
-        dynamic_axes={n: {i: a.name for i, a in axes.items()} for n, axes in dynamic.items()},
-        do_constant_folding=True,
-    )
-    return onnx.load_from_string(buffer.getvalue())
 
 
 def _name_axes(model: onnx.ModelProto, names: Sequence[str], dynamic: Mapping[str, Mapping[int, Axis]]) -> None:

@@ -53,25 +53,45 @@ def random_weights(
     return network, LoadedWeights((), seed, "none: random weights", {})
 
 
+@dataclass(frozen=True)
+class Checkpoints:
+    """The files that were read, by role, and the settings that the main one decides."""
+
+    paths: Mapping[str, Path]
+    files: Mapping[str, Checkpoint]
+    decided: Mapping[str, object]
+
+    @property
+    def main(self) -> Checkpoint:
+        """The main file."""
+        return self.files[PRIMARY]
+
+
+def read_weights(hooks: MatcherHooks, variant: Variant, files: Mapping[str, Path]) -> Checkpoints:
+    """Read `files` (role to path; "" is the main file), completed by files that are at hand. Raises `WeightsError`."""
+    spec = hooks.matcher
+    _check_roles(spec, variant, files)
+    paths = find_weights(spec, variant, files)
+    checkpoints = {PRIMARY if role == "" else role: read_checkpoint(path) for role, path in paths.items()}
+    decided = hooks.settings_from_weights(variant, list(checkpoints[PRIMARY].tensors))
+    return Checkpoints(paths, checkpoints, decided)
+
+
 def load_weights(
     hooks: MatcherHooks,
     plugins: Plugins,
     variant: Variant,
     settings: Settings,
-    files: Mapping[str, Path],
+    read: Checkpoints,
     allow_missing: tuple[str, ...],
 ) -> tuple[torch.nn.Module, LoadedWeights]:
-    """The network with the weights of `files` (role to path; "" is the main file), completed by files that are at hand.
+    """The network with the weights that were read.
 
     Raises `WeightsError` listing what is missing, unexpected or misshapen, and naming the matcher that fits better.
     """
-    spec = hooks.matcher
-    _check_roles(spec, variant, files)
-    paths = find_weights(spec, variant, files)
-    checkpoints = {PRIMARY if role == "" else role: read_checkpoint(path) for role, path in paths.items()}
+    spec, main, paths, checkpoints = hooks.matcher, read.main, read.paths, read.files
     network = hooks.build_network(variant, settings)
     rules = hooks.weight_rules(variant)
-    main = checkpoints[PRIMARY]
     try:
         remapped = apply_rules(checkpoints, rules)
         report = account(remapped, network_state(network), allow_missing)
@@ -89,7 +109,7 @@ def load_weights(
 def _hint(plugins: Plugins, spec: MatcherSpec, variant: Variant, main: Checkpoint, error: MatchrtError) -> str | None:
     """Another matcher that the file fits better, or what the account itself advises."""
     shapes = {name: tuple(tensor.shape) for name, tensor in main.tensors.items()}
-    better = better_fit(fit(shapes, candidates(plugins)), spec.id, variant.name)
+    better = better_fit(fit(shapes, candidates(plugins, list(shapes))), spec.id, variant.name)
     if better:
         return f"{better} Try `matchrt inspect {main.path}`."
     return error.hint or f"`matchrt inspect {main.path}` shows what the file holds"

@@ -51,3 +51,8 @@ def decomposed_layer_norm() -> Patch:
         tolerance=1e-5,
         apply=lambda network: replaced_modules(network, replace),
     )
+
+
+def layer_norm_patches(opset: int) -> tuple[Patch, ...]:
+    """What an export to `opset` needs: nothing from 17 on, where the operator exists; the decomposition below."""
+    return () if opset >= FUSED_SINCE_OPSET else (decomposed_layer_norm(),)

@@ -77,6 +77,10 @@ class MatcherHooks:
         """All rules, the owner's first."""
         return self._joined("weight_rules", variant=variant)
 
+    def settings_from_weights(self, variant: Variant, names: Sequence[str]) -> Mapping[str, object]:
+        """What the checkpoint decides; nothing where no plugin answers."""
+        return self._call("settings_from_weights", variant=variant, names=list(names)) or {}
+
     def build_network(self, variant: Variant, settings: Settings) -> torch.nn.Module:
         """The PyTorch network in eval mode."""
         network: torch.nn.Module = self._first("build_network", variant=variant, settings=settings)

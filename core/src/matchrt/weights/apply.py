@@ -58,63 +58,74 @@ Source = tuple[str, Mapping[str, torch.Tensor], Mapping[str, str]]
 
 def remap(sources: Mapping[str, Source], rules: Iterable[Rule], *, primary: str = PRIMARY) -> Remapped:
     """Apply rules to plain tensors by name. Meta tensors are allowed: value checks are then left out."""
-    inputs: dict[Origin, torch.Tensor] = {}
-    outside: dict[str, tuple[Origin, ...]] = {}
-    absent: list[tuple[str, str]] = []
-
-    def start(name: str) -> State:
-        path, tensors, originals = sources[name]
-        items = {}
-        for key, tensor in tensors.items():
-            origin = Origin(name, originals.get(key, key))
-            inputs[origin] = tensor
-            items[key] = Item(tensor, (origin,))
-        return State(items, path)
-
-    filled: dict[str, State] = {}
-
-    def run(state: State, rules: Iterable[Rule]) -> None:
-        for rule in rules:
-            if isinstance(rule, When):
-                run(state, rule.rules if state.matching(rule.pattern) else rule.otherwise)
-            elif isinstance(rule, Backfill):
-                if rule.source in filled or rule.source == primary:
-                    raise state.fail(rule, f"the source {rule.source!r} is used twice")
-                if rule.source not in sources:
-                    absent.append((rule.source, rule.pattern))
-                    continue
-                second = filled[rule.source] = start(rule.source)
-                run(second, rule.rules)
-                _fill(state, second, rule, outside)
-            else:
-                act(state, rule)
-
-    state = start(primary)
-    run(state, rules)
-    unused = sorted(set(sources) - set(filled) - {primary})
-    if unused:
-        raise WeightsError(
-            f"{sources[unused[0]][0]} was given as {unused[0]!r}, and no rule of this matcher takes weights from it",
-            hint=f"Sources that its rules know: {', '.join(sorted({*filled, *(n for n, _ in absent)})) or 'none'}.",
-        )
-    dropped = [*state.dropped, *(entry for second in filled.values() for entry in second.dropped)]
+    run = _Run(sources, primary)
+    state = run.start(primary)
+    run.apply(state, rules)
+    run.check_all_used()
+    dropped = [*state.dropped, *(entry for second in run.filled.values() for entry in second.dropped)]
     return Remapped(
         tensors={name: item.tensor for name, item in state.items.items()},
         origins={name: item.origins for name, item in state.items.items()},
         dropped=tuple(dropped),
-        inputs=inputs,
-        outside=outside,
-        absent=tuple(absent),
+        inputs=run.inputs,
+        outside=run.outside,
+        absent=tuple(run.absent),
         primary=primary,
     )
 
 
-def _fill(state: State, second: State, rule: Backfill, outside: dict[str, tuple[Origin, ...]]) -> None:
-    compiled = re.compile(rule.pattern)
-    for name in list(second.items):
-        if not compiled.fullmatch(name):
-            outside[f"{rule.source}:{name}"] = second.items[name].origins
-        elif name in state.items:
-            second.drop(name, "the checkpoint has its own")
-        else:
-            state.items[name] = second.items[name]
+@dataclass
+class _Run:
+    """What is gathered over all sources while rules are applied."""
+
+    sources: Mapping[str, Source]
+    primary: str
+    inputs: dict[Origin, torch.Tensor] = field(default_factory=dict)
+    outside: dict[str, tuple[Origin, ...]] = field(default_factory=dict)
+    absent: list[tuple[str, str]] = field(default_factory=list)
+    filled: dict[str, State] = field(default_factory=dict)
+
+    def start(self, source: str) -> State:
+        path, tensors, originals = self.sources[source]
+        items = {}
+        for key, tensor in tensors.items():
+            origin = Origin(source, originals.get(key, key))
+            self.inputs[origin] = tensor
+            items[key] = Item(tensor, (origin,))
+        return State(items, path)
+
+    def apply(self, state: State, rules: Iterable[Rule]) -> None:
+        for rule in rules:
+            if isinstance(rule, When):
+                self.apply(state, rule.rules if state.matching(rule.pattern) else rule.otherwise)
+            elif isinstance(rule, Backfill):
+                self.fill(state, rule)
+            else:
+                act(state, rule)
+
+    def fill(self, state: State, rule: Backfill) -> None:
+        if rule.source in self.filled or rule.source == self.primary:
+            raise state.fail(rule, f"the source {rule.source!r} is used twice")
+        if rule.source not in self.sources:
+            self.absent.append((rule.source, rule.pattern))
+            return
+        second = self.filled[rule.source] = self.start(rule.source)
+        self.apply(second, rule.rules)
+        wanted = re.compile(rule.pattern)
+        for name in list(second.items):
+            if not wanted.fullmatch(name):
+                self.outside[f"{rule.source}:{name}"] = second.items[name].origins
+            elif name in state.items:
+                second.drop(name, "the checkpoint has its own")
+            else:
+                state.items[name] = second.items[name]
+
+    def check_all_used(self) -> None:
+        unused = sorted(set(self.sources) - set(self.filled) - {self.primary})
+        if unused:
+            known = sorted({*self.filled, *(source for source, _ in self.absent)})
+            path = self.sources[unused[0]][0]
+            raise WeightsError(
+                f"{path} was given as {unused[0]!r}, and no rule of this matcher takes weights from it",
+                hint=f"Sources that its rules know: {', '.join(known) or 'none'}.",
+            )

@@ -19,14 +19,16 @@ def join(parts: Sequence[torch.Tensor], axis: int, layout: Interleave | None) ->
     rows_first = [_rows_first(part, axis) for part in parts]
     if len({rows.shape[1:] for rows in rows_first}) > 1:
         raise ValueError("shapes differ: " + ", ".join(str(list(part.shape)) for part in parts))
+    rows, rest = rows_first[0].shape[0], rows_first[0].shape[1:]
+    if layout is not None and len({part.shape for part in rows_first}) > 1:
+        raise ValueError("interleaved parts need the same number of rows")
+    dim = _head_size(rows, layout.heads) if layout is not None else 0
+    if parts[0].device.type == "meta":  # shapes only, for `fit`; torch.cat would first import a thousand modules
+        joined = parts[0].new_empty((sum(part.shape[0] for part in rows_first), *rest))
+        return torch.movedim(joined, 0, axis)
     if layout is None:
         return torch.cat(list(parts), dim=axis)
-    if len({rows.shape for rows in rows_first}) > 1:
-        raise ValueError("interleaved parts need the same number of rows")
-    rows, rest = rows_first[0].shape[0], rows_first[0].shape[1:]
-    dim = _head_size(rows, layout.heads)
-    # cat, not stack: on the meta device (see `fit`) stack imports a thousand modules first.
-    stacked = torch.cat([part.unsqueeze(0) for part in rows_first]).reshape(len(parts), layout.heads, dim, *rest)
+    stacked = torch.stack(rows_first).reshape(len(parts), layout.heads, dim, *rest)
     order = [("part", "head", "dim").index(word) for word in layout.order.split()]
     joined = stacked.permute(*order, *range(3, stacked.ndim)).reshape(len(parts) * rows, *rest)
     return torch.movedim(joined, 0, axis).contiguous()

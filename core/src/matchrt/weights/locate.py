@@ -35,7 +35,10 @@ def find_weights(spec: MatcherSpec, variant: Variant, given: Mapping[str, Path])
 def shipped_or_fetched(spec: MatcherSpec, file: WeightsFile) -> Path | None:
     """Where `file` lies, if its package ships it or it was fetched."""
     if file.package:
-        place = Path(str(package_files(file.package) / file.filename))
+        try:
+            place = Path(str(package_files(file.package) / file.filename))
+        except ModuleNotFoundError:
+            return None
         return place if place.is_file() else None
     place = fetched_path(spec, file)
     return place if place.is_file() else None

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from matchrt.model import Axis, ExampleInputs
 from matchrt_lightglue.variants import Variant, find_variant
-
-
-class Axis(NamedTuple):
-    """A dynamic axis. Axes of one name vary together; sizes should be multiples of `divisor`."""
-
-    name: str
-    min: int
-    opt: int
-    max: int
-    divisor: int = 1
-
-
-@dataclass(frozen=True)
-class Example:
-    """What an export of one network needs; `inputs` and `outputs` are in the order of the network's arguments."""
-
-    inputs: Mapping[str, NDArray[Any]]
-    outputs: tuple[str, ...]
-    axes: Mapping[str, Mapping[int, Axis]]
-    """Input name to {axis index: axis}; what is absent is fixed at the example's size."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +28,7 @@ class ExampleSettings:
     equal_counts: bool = True
 
 
-MATCHER_INPUTS = tuple(f"{name}{i}" for i in (0, 1) for name in ("keypoints", "descriptors", "count", "size"))
-"""Inputs of the matcher network, in order."""
-
-
-def example_inputs(variant: str, settings: ExampleSettings | None = None) -> dict[str, Example]:
+def example_inputs(variant: str, settings: ExampleSettings | None = None) -> dict[str, ExampleInputs]:
     """Examples for the networks `extractor` and `matcher`; deterministic.
 
     The example sizes differ from each other and from 1, because a size of 1 or two equal ones would be taken for
@@ -63,7 +39,7 @@ def example_inputs(variant: str, settings: ExampleSettings | None = None) -> dic
     return {"extractor": _extractor(settings), "matcher": _matcher(sizes, settings)}
 
 
-def _extractor(settings: ExampleSettings) -> Example:
+def _extractor(settings: ExampleSettings) -> ExampleInputs:
     batch = settings.batch or 2
     height, width = settings.size or (96, 128)
     image = np.random.default_rng(0).random((batch, 1, height, width), dtype=np.float32)
@@ -75,13 +51,16 @@ def _extractor(settings: ExampleSettings) -> Example:
     axes: dict[str, dict[int, Axis]] = {name: {} for name in inputs}
     if settings.batch is None:
         for name in inputs:
-            axes[name][0] = Axis("images", 1, 2, 32)
+            axes[name][0] = Axis(name="images", min=1, opt=2, max=32)
     if settings.size is None:
-        axes["image"] |= {2: Axis("height", 8, 768, 4096, 8), 3: Axis("width", 8, 1024, 4096, 8)}
-    return Example(inputs, ("keypoints", "scores", "descriptors", "count"), axes)
+        axes["image"] |= {
+            2: Axis(name="height", min=8, opt=768, max=4096, divisor=8),
+            3: Axis(name="width", min=8, opt=1024, max=4096, divisor=8),
+        }
+    return ExampleInputs(tensors=inputs, dynamic=axes)
 
 
-def _matcher(sizes: Variant, settings: ExampleSettings) -> Example:
+def _matcher(sizes: Variant, settings: ExampleSettings) -> ExampleInputs:
     batch, most = settings.batch or 2, settings.max_keypoints
     free = settings.keypoints_vary and not settings.equal_counts
     rng = np.random.default_rng(1)
@@ -98,9 +77,9 @@ def _matcher(sizes: Variant, settings: ExampleSettings) -> Example:
         inputs[f"size{i}"] = np.tile(np.array(image_size, np.float32), (batch, 1))
         axes |= {f"{name}{i}": {} for name in ("keypoints", "descriptors", "count", "size")}
         if settings.keypoints_vary:
-            axis = Axis(f"keypoints{i}" if free else "keypoints", 1, most, max(most, 4096))
+            axis = Axis(name=f"keypoints{i}" if free else "keypoints", min=1, opt=most, max=max(most, 4096))
             axes[f"keypoints{i}"][1] = axes[f"descriptors{i}"][1] = axis
     if settings.batch is None:
         for name in inputs:
-            axes[name][0] = Axis("pairs", 1, 1, 16)
-    return Example(inputs, ("matches0", "scores0"), axes)
+            axes[name][0] = Axis(name="pairs", min=1, opt=1, max=16)
+    return ExampleInputs(tensors=inputs, dynamic=axes)

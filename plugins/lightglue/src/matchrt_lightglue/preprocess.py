@@ -33,7 +33,7 @@ def preprocess_pair(
 def _preprocess(image: Image, settings: Settings) -> tuple[dict[str, np.ndarray], ImageGeometry]:
     fixed = settings.size("size")
     valid = _valid_size(image.size, settings, fixed)
-    grey = resize_antialiased(to_grey_float(image.pixels), valid)
+    grey = resize_antialiased(to_grey_float(image.pixels) / np.float32(255), valid)
     network_size = fixed or (-(-valid[0] // CELL) * CELL, -(-valid[1] // CELL) * CELL)
     padded, _ = pad_bottom_right(grey, network_size)
     geometry = ImageGeometry.from_resize(image.size, valid, network_size)

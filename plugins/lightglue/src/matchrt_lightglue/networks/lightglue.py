@@ -6,7 +6,7 @@ are left out: every layer runs and every point stays, which is what the publishe
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,11 @@ class LightGlue(nn.Module):
         steps = torch.arange(n_layers, dtype=torch.float64)
         thresholds = (0.8 + 0.1 * torch.exp(-4.0 * steps / n_layers)).clamp(0, 1)
         self.register_buffer("confidence_thresholds", thresholds.to(torch.float32), persistent=False)
-        self.register_load_state_dict_pre_hook(_without_thresholds)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # Some published states carry the early exit's thresholds and some do not; they follow from the depth.
+        state_dict.pop(f"{prefix}confidence_thresholds", None)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(
         self,
@@ -166,11 +170,6 @@ class LightGlue(nn.Module):
         cos, sin = self.posenc(normalise_keypoints(keypoints, size))
         x = self.input_proj(descriptors)
         return Points(x, cos, sin, key_bias(count, keypoints.shape[1], x.dtype))
-
-
-def _without_thresholds(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
-    """Some published states carry the early exit's thresholds and some do not; they follow from the depth."""
-    state.pop(f"{prefix}confidence_thresholds", None)
 
 
 class Points(NamedTuple):

@@ -1,0 +1,1 @@
+"""`matchrt demo`: the whole way, from a shipped checkpoint to pictures and a report."""
