@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fixed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """superpoint-lightglue:mini with random weights, 96x128, 64 keypoints; batch axes "images" and "pairs" are dynamic."""
     import numpy as np
 

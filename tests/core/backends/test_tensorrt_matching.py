@@ -39,9 +39,6 @@ def tensorrt(
         monkeypatch.setattr(place, "probe", lambda: found)
     monkeypatch.setattr(backend, "load_api", lambda name: api)
     monkeypatch.setattr(backend.TensorRtBackend, "isolates", False)
-    if request.param == "tensorrt-8.6.1":
-        # The linter rightly refuses opset 18 there. The stand-in does not care, and this is about what happens after the build.
-        monkeypatch.setattr("matchrt.graph.linter.lint", lambda model, target: [])
     monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
     yield module
     gc.collect()
@@ -54,10 +51,10 @@ def tensors(matcher: matchrt.Matcher, wanted: Any = ()) -> dict[str, np.ndarray]
     return run_steps(matcher.manifest, matcher.sessions(), inputs, wanted)
 
 
-def test_the_same_tensors_as_onnxruntime(tensorrt: Any, mini_bundle: Path) -> None:
+def test_the_same_tensors_as_onnxruntime(tensorrt: Any, fixed_bundle: Path) -> None:
     with (
-        matchrt.load(mini_bundle) as reference,
-        matchrt.load(mini_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher,
+        matchrt.load(fixed_bundle) as reference,
+        matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher,
     ):
         wanted, got = tensors(reference), tensors(matcher)
         assert set(got) == set(wanted)
@@ -68,7 +65,7 @@ def test_the_same_tensors_as_onnxruntime(tensorrt: Any, mini_bundle: Path) -> No
         assert matcher(*IMAGES).backend == "tensorrt"
 
 
-def test_descriptors_never_come_to_the_host(tensorrt: Any, mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_descriptors_never_come_to_the_host(tensorrt: Any, fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matcher reads six tensors; the extractor's descriptors and scores stay where they are."""
     copied: list[tuple[int, ...]] = []
     numpy = DeviceTensor.numpy
@@ -81,7 +78,7 @@ def test_descriptors_never_come_to_the_host(tensorrt: Any, mini_bundle: Path, mo
         return run(self, inputs, stream)
 
     monkeypatch.setattr(TensorRtSession, "run_on_device", spy)
-    with matchrt.load(mini_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
         matcher(*IMAGES)
         outputs = matcher._hooks.matcher.outputs
         space = tensors(matcher, outputs)
@@ -93,18 +90,18 @@ def test_descriptors_never_come_to_the_host(tensorrt: Any, mini_bundle: Path, mo
 
 
 def test_a_second_load_builds_nothing_and_needs_no_onnx(
-    tensorrt: Any, mini_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    tensorrt: Any, fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    matchrt.load(mini_bundle, backend="tensorrt", options={"memory": "driver"}).close()
+    matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}).close()
     built = len(tensorrt.world.configs)
     monkeypatch.setattr("matchrt.engines.prepared.prepare_network", None)
-    with matchrt.load(mini_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
         matcher(*IMAGES)
     assert len(tensorrt.world.configs) == built
 
 
-def test_half_precision_is_another_engine(tensorrt: Any, mini_bundle: Path) -> None:
-    with matchrt.load(mini_bundle, backend="tensorrt", precision="fp16", options={"memory": "driver"}) as matcher:
+def test_half_precision_is_another_engine(tensorrt: Any, fixed_bundle: Path) -> None:
+    with matchrt.load(fixed_bundle, backend="tensorrt", precision="fp16", options={"memory": "driver"}) as matcher:
         assert matcher(*IMAGES).precision == "fp16"
     entries = list(EngineCache().entries())
     assert {e.spec.precision for e in entries} == {"fp16"}
@@ -113,31 +110,34 @@ def test_half_precision_is_another_engine(tensorrt: Any, mini_bundle: Path) -> N
     assert notes == [old, old]
 
 
-def test_a_changed_engine_is_built_anew_not_loaded(tensorrt: Any, mini_bundle: Path) -> None:
-    matchrt.load(mini_bundle, backend="tensorrt", options={"memory": "driver"}).close()
+def test_a_changed_engine_is_built_anew_not_loaded(tensorrt: Any, fixed_bundle: Path) -> None:
+    matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}).close()
     cache = EngineCache()
     for key in cache.committed():
         data = bytearray(cache.engine_path(key).read_bytes())
         data[len(data) // 2] ^= 1
         cache.engine_path(key).write_bytes(data)
-    with matchrt.load(mini_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
         matcher(*IMAGES)
     assert len(list((cache.root / "quarantine").glob("*.engine"))) == 2
 
 
-def test_a_changed_engine_with_shapes_of_its_own_is_not_replaced_by_another(tensorrt: Any, mini_bundle: Path) -> None:
-    bundle, hooks = read_bundle(mini_bundle), MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue"))
+def test_a_changed_engine_with_shapes_of_its_own_is_not_replaced_by_another(tensorrt: Any, fixed_bundle: Path) -> None:
+    bundle, hooks = (
+        read_bundle(fixed_bundle),
+        MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue")),
+    )
     request = build_module.BuildRequest(batch=Range(1, 1, 1))
     cache = EngineCache()
     for made in build_module.build_engines(bundle, hooks, backend.TensorRtBackend(), request, cache):
         cache.engine_path(made.entry.key).write_bytes(b"something else")
     with pytest.raises(CorruptEngineError, match="was changed") as caught:
-        matchrt.load(mini_bundle, backend="tensorrt", options={"memory": "driver"})
+        matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"})
     assert "matchrt build" in str(caught.value.hint)
 
 
-def test_nothing_on_the_device_is_left(tensorrt: Any, mini_bundle: Path, stand_in: Any, fake_cuda: Any) -> None:
-    matcher = matchrt.load(mini_bundle, backend="tensorrt", options={"memory": "driver"})
+def test_nothing_on_the_device_is_left(tensorrt: Any, fixed_bundle: Path, stand_in: Any, fake_cuda: Any) -> None:
+    matcher = matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"})
     for _ in range(4):
         matcher(*IMAGES)
     for session in matcher.sessions().values():
@@ -148,45 +148,45 @@ def test_nothing_on_the_device_is_left(tensorrt: Any, mini_bundle: Path, stand_i
     assert counters == dict.fromkeys(counters, 0)
 
 
-def test_without_a_gpu_nothing_is_built_first(mini_bundle: Path) -> None:
+def test_without_a_gpu_nothing_is_built_first(fixed_bundle: Path) -> None:
     if cuda_probe.probe().usable:
         pytest.skip("NOT RUN: there is a GPU")
     with pytest.raises(EnvironmentLackError, match="cannot run here"):
-        matchrt.load(mini_bundle, backend="tensorrt_rtx")
+        matchrt.load(fixed_bundle, backend="tensorrt_rtx")
     with pytest.raises(EnvironmentLackError, match="not installed"):
-        matchrt.load(mini_bundle, backend="tensorrt")
+        matchrt.load(fixed_bundle, backend="tensorrt")
 
 
 def test_a_foreign_engine_is_loaded_only_if_its_digest_is_named(
-    mini_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fixed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With onnxruntime, whose fp16 graphs come from the same cache: no stand-in is involved."""
     monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
-    matchrt.load(mini_bundle, precision="fp16").close()
+    matchrt.load(fixed_bundle, precision="fp16").close()
     cache = EngineCache()
     digests = [e.sha256 for e in cache.entries()]
     inodes = {k: cache.engine_path(k).stat().st_ino for k in cache.committed()}
     for key in inodes:
         cache.engine_path(key).chmod(0o666)
-    matchrt.load(mini_bundle, precision="fp16", trust=digests).close()
+    matchrt.load(fixed_bundle, precision="fp16", trust=digests).close()
     assert {k: cache.engine_path(k).stat().st_ino for k in inodes} == inodes
-    matchrt.load(mini_bundle, precision="fp16", trust=["0" * 64]).close()  # not these: put aside and built anew
+    matchrt.load(fixed_bundle, precision="fp16", trust=["0" * 64]).close()  # not these: put aside and built anew
     assert all(cache.engine_path(k).stat().st_ino != inode for k, inode in inodes.items())
     assert len(list((cache.root / "quarantine").glob("*.engine"))) == 2
     with pytest.raises(UsageError, match="64 hexadecimal"):
-        matchrt.load(mini_bundle, precision="fp16", trust=["yes"])
+        matchrt.load(fixed_bundle, precision="fp16", trust=["yes"])
 
 
 def test_onnxruntime_runs_half_precision_from_the_cache(
-    mini_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fixed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fp16 is what it says: another graph, other numbers, near the float32 ones."""
     monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
-    with matchrt.load(mini_bundle) as full, matchrt.load(mini_bundle, precision="fp16") as half:
+    with matchrt.load(fixed_bundle) as full, matchrt.load(fixed_bundle, precision="fp16") as half:
         a, b = tensors(full), tensors(half)
     assert [e.spec.precision for e in EngineCache().entries()] == ["fp16", "fp16"]
     difference = np.abs(a["descriptors0"] - b["descriptors0"]).max()
     assert 0 < difference < 0.05
     with pytest.raises(UsageError, match="fp8"):
-        matchrt.load(mini_bundle, precision="fp8")
-    assert read_bundle(mini_bundle).manifest.random_weights
+        matchrt.load(fixed_bundle, precision="fp8")
+    assert read_bundle(fixed_bundle).manifest.random_weights

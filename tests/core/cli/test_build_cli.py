@@ -19,10 +19,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def built(run_cli: Cli, mini_bundle: Path, cache: dict[str, str]) -> list[dict[str, Any]]:
+def built(run_cli: Cli, fixed_bundle: Path, cache: dict[str, str]) -> list[dict[str, Any]]:
     """Both networks built once by TensorRT-RTX, as `--json` reported them."""
     done = run_cli(
-        "build", mini_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--target", "sm89", "--json", env=cache
+        "build", fixed_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--target", "sm89", "--json", env=cache
     )
     assert done.returncode == 0, done.stderr
     answer: list[dict[str, Any]] = json.loads(done.stdout)["built"]
@@ -40,9 +40,9 @@ def test_a_build_reports_what_it_made(built: list[dict[str, Any]]) -> None:
 
 @pytest.mark.rtx
 def test_a_second_build_says_that_it_came_from_the_cache(
-    run_cli: Cli, mini_bundle: Path, cache: dict[str, str], built: list[dict[str, Any]]
+    run_cli: Cli, fixed_bundle: Path, cache: dict[str, str], built: list[dict[str, Any]]
 ) -> None:
-    done = run_cli("build", mini_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--target", "sm89", env=cache)
+    done = run_cli("build", fixed_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--target", "sm89", env=cache)
     assert done.returncode == 0
     assert done.stdout.count("from the cache") == 2
     assert "RANDOM WEIGHTS" in done.stderr
@@ -63,9 +63,9 @@ def test_engines_are_listed_inspected_and_verified(
 
 @pytest.mark.rtx
 def test_why_names_the_field_that_changed(
-    run_cli: Cli, mini_bundle: Path, cache: dict[str, str], built: list[dict[str, Any]]
+    run_cli: Cli, fixed_bundle: Path, cache: dict[str, str], built: list[dict[str, Any]]
 ) -> None:
-    arguments = ("engines", "why", mini_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--json")
+    arguments = ("engines", "why", fixed_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--json")
     same = json.loads(run_cli(*arguments, "--target", "sm89", env=cache).stdout)["networks"]
     assert [n["cached"] for n in same] == [True, True]
     other = json.loads(run_cli(*arguments, "--target", "sm120", "--level", 1, env=cache).stdout)["networks"]
@@ -79,10 +79,10 @@ def test_why_names_the_field_that_changed(
 
 
 @pytest.mark.rtx
-def test_a_dry_run_builds_nothing(run_cli: Cli, mini_bundle: Path, tmp_path: Path) -> None:
+def test_a_dry_run_builds_nothing(run_cli: Cli, fixed_bundle: Path, tmp_path: Path) -> None:
     env = {"MATCHRT_CACHE": str(tmp_path)}
     done = run_cli(
-        "build", mini_bundle, "--backend", "tensorrt_rtx", "--precision", "fp16", "--dry-run", "--json", env=env
+        "build", fixed_bundle, "--backend", "tensorrt_rtx", "--precision", "fp16", "--dry-run", "--json", env=env
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -94,7 +94,7 @@ def test_a_dry_run_builds_nothing(run_cli: Cli, mini_bundle: Path, tmp_path: Pat
 
 @pytest.mark.rtx
 def test_a_damaged_engine_is_reported_and_built_again(
-    run_cli: Cli, mini_bundle: Path, cache: dict[str, str], built: list[dict[str, Any]]
+    run_cli: Cli, fixed_bundle: Path, cache: dict[str, str], built: list[dict[str, Any]]
 ) -> None:
     path = Path(cache["MATCHRT_CACHE"], "engines", f"{built[0]['key']}.engine")
     path.write_bytes(path.read_bytes()[:-1])
@@ -104,22 +104,22 @@ def test_a_damaged_engine_is_reported_and_built_again(
     assert not states[built[0]["key"]]["sound"]
     assert states[built[1]["key"]]["sound"]
     again = run_cli(
-        "build", mini_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--target", "sm89", "--json", env=cache
+        "build", fixed_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--target", "sm89", "--json", env=cache
     )
     assert [b["cached"] for b in json.loads(again.stdout)["built"]] == [False, True]
     assert run_cli("engines", "verify", env=cache).returncode == 0
 
 
-def test_onnxruntime_says_that_there_is_nothing_to_build(run_cli: Cli, mini_bundle: Path, tmp_path: Path) -> None:
+def test_onnxruntime_says_that_there_is_nothing_to_build(run_cli: Cli, fixed_bundle: Path, tmp_path: Path) -> None:
     env = {"MATCHRT_CACHE": str(tmp_path)}
-    done = run_cli("build", mini_bundle, "--backend", "onnxruntime", "--json", env=env)
+    done = run_cli("build", fixed_bundle, "--backend", "onnxruntime", "--json", env=env)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["built"] == []
     assert "nothing to build" in answer["note"]
     assert set(answer["loaded_seconds"]) == {"extractor", "matcher"}
     half = run_cli(
-        "build", mini_bundle, "--backend", "onnxruntime", "--precision", "fp16", "--option", "optimise=basic", env=env
+        "build", fixed_bundle, "--backend", "onnxruntime", "--precision", "fp16", "--option", "optimise=basic", env=env
     )
     assert half.returncode == 0, half.stderr
     assert "optimised by onnxruntime (level basic) and kept" in half.stderr
@@ -142,9 +142,9 @@ def test_onnxruntime_says_that_there_is_nothing_to_build(run_cli: Cli, mini_bund
     ],
 )
 def test_mistakes_are_told_with_their_exit_code(
-    run_cli: Cli, mini_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
+    run_cli: Cli, fixed_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, said: str
 ) -> None:
-    done = run_cli("build", mini_bundle, *arguments, env={"MATCHRT_CACHE": str(tmp_path)})
+    done = run_cli("build", fixed_bundle, *arguments, env={"MATCHRT_CACHE": str(tmp_path)})
     assert done.returncode == code, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr

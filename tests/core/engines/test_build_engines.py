@@ -25,8 +25,8 @@ from matchrt.progress import Silent
 
 
 @pytest.fixture(scope="module")
-def bundle(mini_bundle: Path) -> Bundle:
-    return read_bundle(mini_bundle)
+def bundle(fixed_bundle: Path) -> Bundle:
+    return read_bundle(fixed_bundle)
 
 
 @pytest.fixture
@@ -279,9 +279,9 @@ def test_rtx_stops_when_progress_raises_and_leaves_nothing(
 
 
 @pytest.mark.rtx
-def test_ctrl_c_stops_a_real_build_on_the_command_line(mini_bundle: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stops_a_real_build_on_the_command_line(fixed_bundle: Path, tmp_path: Path) -> None:
     env = {**os.environ, "MATCHRT_CACHE": str(tmp_path)}
-    command = [sys.executable, "-m", "matchrt", "build", str(mini_bundle), "--backend", "tensorrt_rtx"]
+    command = [sys.executable, "-m", "matchrt", "build", str(fixed_bundle), "--backend", "tensorrt_rtx"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     key_locks = tmp_path / "engines"
     while not list(key_locks.glob("*.lock")):  # the first build has begun
