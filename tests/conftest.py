@@ -43,7 +43,7 @@ def run_cli() -> Cli:
 
 @pytest.fixture(scope="session")
 def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the small matcher with random weights; tests must not change it."""
+    """A bundle of the small matcher with its shipped weights, few keypoints; tests must not change it."""
     from matchrt.export.convert import ConvertRequest, run_convert
     from matchrt.plugins import get_plugins
 
@@ -52,7 +52,6 @@ def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         matcher="superpoint-lightglue",
         variant="mini",
         output=output,
-        random_seed=1,
         settings={"keypoints": 128, "long_side": 320},
     )
     run_convert(request, get_plugins())

@@ -175,12 +175,28 @@ def test_inspect_tells_what_a_checkpoint_is(
 
 def test_match_prints_the_promised_json(mini_bundle: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pair = sample_pairs()[1]
-    argv = ["match", str(mini_bundle), str(pair.image0), str(pair.image1), "--threshold", "0", "--homography", "--json"]
+    argv = ["match", str(mini_bundle), str(pair.image0), str(pair.image1), "--homography", "--json"]
     assert run([*argv, "--draw", str(tmp_path / "o.png"), "--save", str(tmp_path / "o.h5")]) == 0
     out = capfd.readouterr()
     result = json.loads(out.out)
     assert {"matches", "backend", "precision", "size0", "size1", "homography", "seconds"} <= set(result)
-    assert result["random_weights"] is True
-    assert "RANDOM WEIGHTS" in out.err
+    assert (result["random_weights"], out.err) == (False, "")
+    assert result["inliers"] > 20
     assert (tmp_path / "o.png").stat().st_size > 10_000
     assert (tmp_path / "o.h5").is_file()
+
+
+def test_random_weights_are_named_wherever_the_bundle_is_shown(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pair, bundle = sample_pairs()[1], str(tmp_path / "b")
+    convert = ["convert", "superpoint-lightglue:mini", "--random-weights", "5", "--keypoints", "32", "--size", "96x128"]
+    assert run([*convert, "-o", bundle]) == 0
+    assert "RANDOM WEIGHTS" in capfd.readouterr().err
+    images = [str(pair.image0), str(pair.image1)]
+    for argv in (["inspect", bundle], ["match", bundle, *images, "--draw", str(tmp_path / "o.png")]):
+        assert run(argv) == 0
+        assert "RANDOM WEIGHTS" in capfd.readouterr().err
+    assert run(["match", bundle, *images, "--json", "--save", str(tmp_path / "m.json")]) == 0
+    assert json.loads(capfd.readouterr().out)["random_weights"] is True
+    assert '"random_weights": true' in (tmp_path / "m.json").read_text()

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from matchrt.model import PrecisionRule
 
-ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "MatMul", "Gemm", "Neg", "Abs", "Exp", "Log", "LogSoftmax", "Softplus")
+ARITHMETIC = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Max",
+    "Min",
+    "MatMul",
+    "Gemm",
+    "Neg",
+    "Abs",
+    "Exp",
+    "Log",
+    "LogSoftmax",
+    "Softplus",
+)
 
 RULES = (
     PrecisionRule(
