@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matchrt.hooks import hookimpl
-from matchrt.model import Alignment, ExampleInputs, MatcherSpec, Parity, Settings, Target, Tolerance, Variant
+from matchrt.model import (
+    Alignment,
+    ExampleInputs,
+    MatcherSpec,
+    Parity,
+    PrecisionRule,
+    Settings,
+    Target,
+    Tolerance,
+    Variant,
+)
 from matchrt_lightglue.spec import MATCHER_SPEC
 
 if TYPE_CHECKING:
@@ -62,6 +72,14 @@ def example_inputs(variant: Variant, settings: Settings) -> Mapping[str, Example
     return examples(
         variant.name, ExampleSettings(max_keypoints=settings.integer("keypoints"), size=settings.size("size"))
     )
+
+
+@hookimpl
+def precision_rules() -> Sequence[PrecisionRule]:
+    """Detector logits, positions and the assignment stay in float32."""
+    from matchrt_lightglue.precision import RULES
+
+    return RULES
 
 
 @hookimpl
