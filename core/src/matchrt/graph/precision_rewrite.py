@@ -61,7 +61,9 @@ class Rewriter:
         while scope is not None:
             if name in scope._initialisers:
                 tensor = scope._initialisers[name]
-                return numpy_helper.to_array(tensor).astype(np.float32, copy=False) if tensor.data_type in FLOATS else None
+                return (
+                    numpy_helper.to_array(tensor).astype(np.float32, copy=False) if tensor.data_type in FLOATS else None
+                )
             if name in scope.types.own:
                 return None
             scope = scope.parent

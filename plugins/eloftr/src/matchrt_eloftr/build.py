@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from matchrt.model import ExampleInputs, MatcherSpec, Settings, Variant
+from matchrt.model import Axis, ExampleInputs, MatcherSpec, Settings, Variant
 from matchrt_eloftr.networks import EfficientLoFTR, GraphSettings
 from matchrt_eloftr.networks.config import TOP_K_LIMIT
 
@@ -33,11 +33,15 @@ def build(matcher: MatcherSpec, variant: Variant, settings: Settings) -> Efficie
 
 
 def example(settings: Settings) -> ExampleInputs:
-    """One pair of seeded noise with two different valid rectangles; every size is fixed, the batch too."""
+    """Two pairs (one, if `pairs` is 1) of seeded noise with different valid rectangles; axis "pairs" is dynamic."""
     size = settings.size("size")
     assert size is not None
+    most = settings.integer("pairs")
+    batch = min(most, 2)
     rng = np.random.default_rng(0)
-    tensors: dict[str, np.ndarray] = {f"image{i}": rng.random((1, 1, *size), dtype=np.float32) for i in (0, 1)}
-    tensors["valid0"] = np.array([size], np.int32)
-    tensors["valid1"] = np.array([(max(32, size[0] // 64 * 32), size[1])], np.int32)
-    return ExampleInputs(tensors=tensors)
+    tensors: dict[str, np.ndarray] = {f"image{i}": rng.random((batch, 1, *size), dtype=np.float32) for i in (0, 1)}
+    smaller = (max(32, size[0] // 64 * 32), size[1])
+    tensors["valid0"] = np.array([size, smaller][:batch], np.int32)
+    tensors["valid1"] = np.array([smaller, size][:batch], np.int32)
+    axes = {0: Axis(name="pairs", min=1, opt=1, max=most)} if most > 1 else {}
+    return ExampleInputs(tensors=tensors, dynamic=dict.fromkeys(tensors, axes))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import cast
 
@@ -14,8 +13,6 @@ from matchrt.matches import Matches
 from matchrt.model import Settings
 from matchrt_eloftr.postprocess import finish_pair
 from matchrt_eloftr.preprocess import Prepared, Recipe, RecipeName, prepare_pair
-
-LOG = logging.getLogger(__name__)
 
 
 def recipe_of(settings: Settings) -> Recipe:
@@ -36,7 +33,7 @@ def preprocess_pair(
 def postprocess_pair(
     tensors: Mapping[str, np.ndarray], geometry: tuple[ImageGeometry, ImageGeometry], settings: Settings
 ) -> Matches:
-    """Matches above `threshold`, scaled back by the recipe's own arithmetic; a truncated result is logged as a warning."""
+    """Matches above `threshold`, scaled back by the recipe's own arithmetic; a truncated result says so in its notes."""
     mutual = settings.flag("mutual")
     prepared = tuple(cast(_Geometry, g).prepared for g in geometry)
     found = finish_pair(
@@ -46,11 +43,11 @@ def postprocess_pair(
         score_floor=settings.number("score_floor"),
         per_row=None if mutual else settings.integer("per_row"),
     )
+    notes: tuple[str, ...] = ()
     if found.truncated:
-        LOG.warning(
-            "the graph found %d candidates and returned %d: matches above the threshold may be missing; convert with more slots or per_row",
-            found.candidates,
-            len(found.scores),
+        notes = (
+            f"the graph found {found.candidates} candidates and returned {len(found.scores)}: matches above the threshold "
+            f"may be missing; convert with more slots{'' if mutual else ' or per_row'}",
         )
     return Matches(
         keypoints0=found.keypoints0,
@@ -58,6 +55,7 @@ def postprocess_pair(
         scores=found.scores,
         size0=geometry[0].original_size,
         size1=geometry[1].original_size,
+        notes=notes,
     )
 
 

@@ -64,7 +64,7 @@ def onnx_patches(target: Target) -> Sequence[Patch]:
 
 @hookimpl
 def example_inputs(settings: Settings) -> Mapping[str, ExampleInputs]:
-    """One pair of seeded inputs of the fixed size."""
+    """Seeded inputs of the fixed size, for a dynamic number of pairs."""
     from matchrt_eloftr.build import example
 
     return {"network": example(settings)}

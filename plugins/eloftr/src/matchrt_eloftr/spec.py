@@ -91,6 +91,15 @@ def _settings(**defaults: Any) -> tuple[Setting, ...]:
             help="most matches that the graph returns, best first; none: every row, without TopK",
         ),
         Setting(
+            name="pairs",
+            kind="int",
+            default=8,
+            minimum=1,
+            maximum=64,
+            stage="convert",
+            help="most pairs that one run takes; 1 fixes the batch",
+        ),
+        Setting(
             name="mutual",
             kind="bool",
             default=defaults["mutual"],

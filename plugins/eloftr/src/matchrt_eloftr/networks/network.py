@@ -12,7 +12,7 @@ from matchrt_eloftr.networks.backbone import Backbone, RepVGGBlock, fuse_block
 from matchrt_eloftr.networks.coarse import Cells, CoarseMatcher, cells_of, constant_inside
 from matchrt_eloftr.networks.config import COARSE_STRIDE, TOKEN_STRIDE, Architecture, GraphSettings, Size
 from matchrt_eloftr.networks.fine import FineMatcher
-from matchrt_eloftr.networks.indexing import take
+from matchrt_eloftr.networks.indexing import halves, take
 from matchrt_eloftr.networks.packed import PackedTransformer
 from matchrt_eloftr.networks.pyramid import FinePyramid, folded_pyramid
 from matchrt_eloftr.networks.transformer import FeatureTransformer
@@ -85,7 +85,7 @@ class EfficientLoFTR(nn.Module):
         """
         if self.settings.size0 == self.settings.size1:
             x1, x2, coarse = self.backbone(torch.cat((image0, image1)))
-            coarse0, coarse1 = coarse.chunk(2)
+            coarse0, coarse1 = halves(coarse, image0.shape[0])
             return coarse0, coarse1, [x2], [x1]
         first, second = self.backbone(image0), self.backbone(image1)
         return first[2], second[2], [first[1], second[1]], [first[0], second[0]]
@@ -113,8 +113,7 @@ class EfficientLoFTR(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Fine maps (B, d1, H/2, W/2) of both images."""
         if len(middle) == 1:
-            map0, map1 = self.fine_preprocess(torch.cat((coarse0, coarse1)), middle[0], fine[0]).chunk(2)
-            return map0, map1
+            return halves(self.fine_preprocess(torch.cat((coarse0, coarse1)), middle[0], fine[0]), coarse0.shape[0])
         return (
             self.fine_preprocess(coarse0, middle[0], fine[0]),
             self.fine_preprocess(coarse1, middle[1], fine[1]),

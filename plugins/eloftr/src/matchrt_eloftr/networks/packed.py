@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchrt_eloftr.networks.config import Size
-from matchrt_eloftr.networks.indexing import take
+from matchrt_eloftr.networks.indexing import halves, take
 from matchrt_eloftr.networks.transformer import (
     AGGREGATION,
     AggregatedAttention,
@@ -144,7 +144,7 @@ class PackedTransformer(nn.Module):
             within, across = self.layers[index], self.layers[index + 1]
             if both is not None:
                 stacked = torch.cat((x0, x1))
-                x0, x1 = within(stacked, stacked, both, both).chunk(2)
+                x0, x1 = halves(within(stacked, stacked, both, both), x0.shape[0])
             else:
                 x0, x1 = within(x0, x0, grid0, grid0), within(x1, x1, grid1, grid1)
             x0 = across(x0, x1, grid0, grid1)
