@@ -7,18 +7,26 @@ from typing import cast
 
 import numpy as np
 
+from matchrt.errors import UsageError
 from matchrt.geometry.transform import ImageGeometry
 from matchrt.images.image import Image
 from matchrt.matches import Matches
 from matchrt.model import Settings
+from matchrt.settings import format_value
 from matchrt_eloftr.postprocess import finish_pair
 from matchrt_eloftr.preprocess import Prepared, Recipe, RecipeName, prepare_pair
 
 
 def recipe_of(settings: Settings) -> Recipe:
-    """The preprocessing recipe that the settings choose. Raises `UsageError` for a size that it cannot fill."""
-    size = settings.size("size")
+    """The preprocessing recipe that the settings choose. Raises `UsageError` for a size that it, or the graph, cannot take."""
+    size, wanted = settings.size("size"), settings.size("input_size")
     assert size is not None
+    if wanted not in (None, size) and not settings.flag("dynamic"):
+        raise UsageError(
+            f"input_size {format_value(wanted)}: this bundle takes {format_value(size)} only",
+            hint="convert again with --set dynamic=true, or with that --size",
+        )
+    size = wanted or size
     return Recipe(cast(RecipeName, settings.text("recipe")), size)
 
 
