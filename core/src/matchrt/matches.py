@@ -20,12 +20,37 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DenseWarp:
+    """What a dense matcher knows of every pixel.
+
+    `warp`: (D, H, W, 2) float32, where each pixel lies in the other image as (x, y), -1 and 1 at its outer edges; `certainty`: (D, H, W),
+    0 to 1. Direction 0 is from image 0 to image 1; direction 1, where there is one, is back.
+    """
+
+    warp: np.ndarray
+    certainty: np.ndarray
+    size0: Size
+    size1: Size
+
+    def pixels(self, direction: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """For every pixel of the direction's first image, (h, w): its place in the other one, (h, w, 2) float32 (x, y) in pixels
+        with centres at integers, and its certainty, (h, w) float32. Both are interpolated bilinearly."""
+        from matchrt.images.resize import resize_bilinear
+
+        here, there = (self.size0, self.size1) if direction == 0 else (self.size1, self.size0)
+        fine = resize_bilinear(np.ascontiguousarray(self.warp[direction], np.float32), here)
+        certainty = resize_bilinear(np.ascontiguousarray(self.certainty[direction], np.float32), here)
+        extent = np.array([there[1], there[0]], np.float32)
+        return (fine + 1) * (extent / 2) - np.float32(0.5), certainty
+
+
+@dataclass(frozen=True, kw_only=True)
 class Matches:
     """Matches of one pair of images.
 
     `keypoints0`, `keypoints1`: (N, 2) float32, (x, y) in pixels of the original images, pixel centres at integers; row i of one matches
     row i of the other. `scores`: (N,) float32, higher is better. `indices`: (N, 2) int32 rows in the images' own keypoint lists, where the
-    matcher has such lists (sparse family), with `all_keypoints0/1` as those lists. `warp` is a dense family's own handle.
+    matcher has such lists (sparse family), with `all_keypoints0/1` as those lists. `warp` is what a dense matcher knows of every pixel.
     `notes` are sentences that a user must see: what this result may lack, and what to do about it.
     An image pair without matches gives arrays of shape (0, 2), (0, 2) and (0,).
     """
@@ -38,7 +63,7 @@ class Matches:
     indices: np.ndarray | None = None
     all_keypoints0: np.ndarray | None = None
     all_keypoints1: np.ndarray | None = None
-    warp: Any = None
+    warp: DenseWarp | None = field(default=None, repr=False, compare=False)
     matcher: str = ""
     backend: str = ""
     precision: str = ""
@@ -120,6 +145,28 @@ class Matches:
             caption=caption or self._caption(inliers),
             path=path,
         )
+
+    def draw_warp(self, path: str | os.PathLike[str] | None = None) -> np.ndarray:
+        """Image 1 laid over image 0 by the dense warp, (H, W, 3) uint8. Raises `UsageError` where there is no dense warp."""
+        from matchrt.draw.dense import warp_overlay
+
+        images, warp = self._dense("drawn as a warp")
+        places, certainty = warp.pixels()
+        return warp_overlay(images[0].pixels, images[1].pixels, places, certainty, path=path)
+
+    def draw_certainty(self, path: str | os.PathLike[str] | None = None) -> np.ndarray:
+        """The certainty as a heat map over image 0, (H, W, 3) uint8. Raises `UsageError` where there is no dense warp."""
+        from matchrt.draw.dense import heat_map
+
+        images, warp = self._dense("drawn as a heat map")
+        return heat_map(images[0].pixels, warp.certainty[0], path=path)
+
+    def _dense(self, what: str) -> tuple[tuple[Image, Image], DenseWarp]:
+        if self.warp is None or self.images is None:
+            raise UsageError(
+                f"{self.matcher or 'these matches'} cannot be {what}: only a dense matcher's result has a warp"
+            )
+        return self.images, self.warp
 
     def _caption(self, inliers: np.ndarray | None) -> str:
         parts = ["RANDOM WEIGHTS, the matches mean nothing" if self.random_weights else "", self.matcher]

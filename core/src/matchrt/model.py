@@ -291,7 +291,7 @@ class Parity:
 
     `tensors` overrides `default` for outputs by name; `align` says which networks (by name) return lists.
     `shared_matches` is the least share of matches that both ways must find, each within `coordinate_px` pixels of the original image;
-    `spare_matches` may differ however few there are.
+    `spare_matches` may differ however few there are. `pairs` limits the check to so many sample pairs (0: all), for a network that is slow.
     """
 
     default: Tolerance = Tolerance()
@@ -300,6 +300,7 @@ class Parity:
     coordinate_px: float = 0.05
     shared_matches: float = 0.99
     spare_matches: int = 1
+    pairs: int = 0
 
 
 __all__ = [

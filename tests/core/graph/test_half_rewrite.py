@@ -135,6 +135,14 @@ def test_statistics_keep_float32_with_their_squares_and_divisions() -> None:
     np.testing.assert_allclose(run_half(half, {"x": x})["y"], run(model, {"x": x})["y"], rtol=0.05, atol=0.05)
 
 
+def test_a_product_with_a_statistic_keeps_float32() -> None:
+    text = """(float[2,64] x) => (float[2,8] y)
+              { p = MatMul(x, w) s = Mul(p, p) v = ReduceMean(s, axes) r = Sqrt(v) i = Reciprocal(r) d = Mul(p, i) y = MatMul(d, u) }"""
+    reasons = kept(graph(text, w=normal(64, 64), u=normal(64, 8), axes=np.array([-1])))
+    assert reasons["n5_Mul"].startswith("statistics: normalises")
+    assert "n6_MatMul" not in reasons
+
+
 def test_softmax_of_attention_is_half_and_any_other_is_not() -> None:
     text = """(float[1,2,8,4] q, float[1,2,4,8] k, float[1,2,8,4] v) => (float[1,2,8,4] y, float[1,2,8,4] z)
               { l = MatMul(q, k) w = Softmax(l) y = MatMul(w, v) z = Softmax(q) }"""

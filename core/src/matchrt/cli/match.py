@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from matchrt.cli.options import config_option, explain, explain_option, file_settings, parse_assignments, set_option
+from matchrt.cli.options import (
+    SettingsCommand,
+    config_option,
+    explain,
+    explain_option,
+    file_settings,
+    parse_assignments,
+    set_option,
+)
 from matchrt.cli.output import json_option, print_facts, print_json, warn
 from matchrt.errors import UsageError
 
@@ -17,7 +25,7 @@ if TYPE_CHECKING:
     from matchrt.matches import Matches
 
 
-@click.command("match")
+@click.command("match", cls=SettingsCommand)
 @click.argument("bundle")
 @click.argument("image0", type=click.Path(path_type=Path))
 @click.argument("image1", type=click.Path(path_type=Path))
@@ -28,6 +36,8 @@ if TYPE_CHECKING:
     "--inlier-px", type=float, help="Inlier threshold in pixels (3 for a homography, 1 for a fundamental matrix)."
 )
 @click.option("--draw", type=click.Path(path_type=Path), metavar="OUT.png", help="Write a picture of the matches.")
+@click.option("--draw-warp", type=click.Path(path_type=Path), metavar="OUT.png", help="B laid over A (dense matchers).")
+@click.option("--draw-certainty", type=click.Path(path_type=Path), metavar="OUT.png", help="Heat map (dense matchers).")
 @click.option("--save", type=click.Path(path_type=Path), metavar="OUT", help="Write the matches: .npz, .json, …")
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--provider", help="Execution provider of onnxruntime: cpu, cuda, tensorrt, rtx.")
@@ -45,6 +55,8 @@ def command(
     model: str | None,
     inlier_px: float | None,
     draw: Path | None,
+    draw_warp: Path | None,
+    draw_certainty: Path | None,
     save: Path | None,
     backend: str,
     provider: str | None,
@@ -55,13 +67,17 @@ def command(
     show_settings: bool,
     as_json: bool,
 ) -> None:
-    """Match images A and B with BUNDLE (a folder, or MATCHER[:VARIANT] whose weights are at hand)."""
+    """Match images A and B with BUNDLE (a folder, or MATCHER[:VARIANT] whose weights are at hand).
+
+    Every match setting of the matcher is an option too: --top-k 500 is --set top_k=500.
+    """
     from matchrt.files.writers import find_writer
     from matchrt.runtime import load
 
     if save is not None:
         find_writer(save)
-    _check_draw(draw)
+    for picture in (draw, draw_warp, draw_certainty):
+        _check_draw(picture)
     settings = {**file_settings(config), **parse_assignments(assignments, threshold=threshold)}
     begin = time.perf_counter()
     matcher = load(bundle, backend=backend, precision=precision, provider=provider, threads=threads, settings=settings)
@@ -72,6 +88,10 @@ def command(
     fit = _fit(matches, model, inlier_px)
     if draw is not None:
         matches.draw(draw, inliers=fit.inliers if fit else None)
+    if draw_warp is not None:
+        matches.draw_warp(draw_warp)
+    if draw_certainty is not None:
+        matches.draw_certainty(draw_certainty)
     if save is not None:
         matches.save(save)
     if matches.random_weights:

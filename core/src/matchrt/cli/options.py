@@ -26,6 +26,35 @@ explain_option = click.option(
 )
 
 
+class SettingsCommand(click.Command):
+    """Reads an option that it does not know as a setting: `--top-k 500` as `--set top_k=500`, a bare `--mutual` as true."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Rewrite unknown long options, then parse."""
+        known = {name for p in self.get_params(ctx) for name in (*p.opts, *p.secondary_opts)}
+        flags = {name for p in self.get_params(ctx) if getattr(p, "is_flag", False) for name in p.opts}
+        rewritten: list[str] = []
+        position = 0
+        while position < len(args):
+            word = args[position]
+            name, equals, value = word.partition("=")
+            position += 1
+            if not name.startswith("--") or name == "--":
+                rewritten.append(word)
+            elif name in known:
+                rewritten.append(word)
+                if not equals and name not in flags and position < len(args):
+                    rewritten.append(args[position])
+                    position += 1
+            else:
+                following = args[position] if position < len(args) else "--"
+                if not equals:
+                    value = "true" if following.startswith("--") else following
+                    position += not following.startswith("--")
+                rewritten += ["--set", f"{name[2:].replace('-', '_')}={value}"]
+        return super().parse_args(ctx, rewritten)
+
+
 def parse_assignments(assignments: tuple[str, ...], **named: object) -> dict[str, object]:
     """Settings from NAME=VALUE texts and from named options that were given. Raises `UsageError`."""
     chosen: dict[str, object] = {name: value for name, value in named.items() if value is not None}

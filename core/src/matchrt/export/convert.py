@@ -117,7 +117,7 @@ def run_convert(request: ConvertRequest, plugins: Plugins, progress: Progress | 
         with clock("export"):
             built = _export(hooks, variant, settings, network, target, folder, progress)
         with clock("check"):
-            pairs = _sample_pairs() if request.check_pairs is None else request.check_pairs
+            pairs = _sample_pairs(hooks, variant) if request.check_pairs is None else request.check_pairs
             graphs = {n.name: folder / f"{n.name}.onnx" for n in spec.networks_of(variant)}
             check = run_check(hooks, variant, settings, network, graphs, pairs, progress)
             check.require()
@@ -187,10 +187,11 @@ def _check_output(output: Path, replace: bool) -> None:
         raise UsageError(f"{output} exists and is not a bundle, so --replace leaves it alone", hint="choose another -o")
 
 
-def _sample_pairs() -> list[tuple[str, Any, Any]]:
+def _sample_pairs(hooks: MatcherHooks, variant: Variant) -> list[tuple[str, Any, Any]]:
     from matchrt.samples import sample_pairs
 
-    return [(p.name, p.image0, p.image1) for p in sample_pairs()]
+    pairs = [(p.name, p.image0, p.image1) for p in sample_pairs()]
+    return pairs[: hooks.parity(variant).pairs or None]
 
 
 class _Clock:

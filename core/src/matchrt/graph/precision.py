@@ -11,6 +11,7 @@ from onnx import inliner
 
 from matchrt.errors import ExportError, PluginError, UsageError
 from matchrt.graph.edit import Names, all_graphs, copy_model, lift_constants, opset, remove_dead
+from matchrt.graph.fold import join_constants
 from matchrt.graph.precision_decide import Decision, Kind
 from matchrt.graph.precision_rewrite import Rewriter, take_out_float_casts
 from matchrt.graph.types import FLOAT, TypeTable, type_problems
@@ -61,6 +62,8 @@ def to_half(
     _check_io(changed, half_io)
     rewriter = _rewriter(changed, rules, network)
     rewriter.run(half_io)
+    remove_dead(changed.graph)
+    join_constants(changed.graph)  # float32 constants that differ may be one number in half
     remove_dead(changed.graph)
     problems = type_problems(changed)
     if problems:

@@ -14,6 +14,7 @@ from matchrt.graph.fold import FOLD
 from matchrt.graph.freeze import freeze as freeze_axes
 from matchrt.graph.int32 import TO_INT32
 from matchrt.graph.layer_norm import DECOMPOSE_LAYER_NORM, FUSE_LAYER_NORM, OPERATOR_SINCE
+from matchrt.graph.opset import TO_OPSET_17
 from matchrt.graph.passes import run_passes
 from matchrt.graph.precision import PrecisionRecord, decide, name_nodes, to_half
 from matchrt.graph.types import refresh_value_info
@@ -92,4 +93,5 @@ def target_passes(model: onnx.ModelProto, target: Target, extra: Sequence[GraphP
     if target.backend == "tensorrt" and version and version < (8, 6):
         norm = [DECOMPOSE_LAYER_NORM]
     integers = [TO_INT32] if target.backend in ("tensorrt", "tensorrt_rtx") else []
-    return [FOLD, *norm, FAST_ATTENTION, *extra, *integers, *([FOLD] if extra or integers else [])]
+    older = [TO_OPSET_17] if constrains_layers(target) and version < (9,) else []
+    return [FOLD, *norm, FAST_ATTENTION, *extra, *integers, *([FOLD] if extra or integers else []), *older]

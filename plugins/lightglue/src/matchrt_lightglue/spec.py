@@ -191,12 +191,13 @@ FULL = Variant(
 MINI = Variant(
     name="mini",
     description="the same layers, smaller, with weights of the project's own (see MODEL_CARD.md)",
+    settings={"long_side": 960},
     weights=(
         WeightsFile(
             role="",
             url="",
-            package="matchrt_lightglue.data.mini",
-            filename="lightglue_mini.safetensors",
+            package="matchrt_lightglue",
+            filename="data/mini/lightglue_mini.safetensors",
             format="safetensors",
             licence="Apache-2.0",
             free_licence=True,
@@ -204,8 +205,8 @@ MINI = Variant(
         WeightsFile(
             role="extractor",
             url="",
-            package="matchrt_lightglue.data.mini",
-            filename="superpoint_mini.safetensors",
+            package="matchrt_lightglue",
+            filename="data/mini/superpoint_mini.safetensors",
             format="safetensors",
             licence="Apache-2.0",
             free_licence=True,

@@ -27,9 +27,9 @@ class Variant:
 
 VARIANTS = {
     "full": Variant((64, 64, 128, 128), head_dim=256, descriptor_dim=256, dim=256, heads=4, n_layers=9),
-    "mini": Variant((16, 16, 32, 32), head_dim=64, descriptor_dim=64, dim=64, heads=2, n_layers=4),
+    "mini": Variant((32, 64, 96, 128), head_dim=192, descriptor_dim=128, dim=128, heads=4, n_layers=5),
 }
-"""`full`: the published sizes. `mini`: the same layers, small enough to train and test on a CPU."""
+"""`full`: the published sizes. `mini`: the same layers, smaller, with weights of our own (MODEL_CARD.md)."""
 
 
 def find_variant(name: str) -> Variant:

@@ -99,6 +99,6 @@ def matcher_rules(*, heads: int, n_layers: int) -> tuple[Rule, ...]:
             r"matcher\.confidence_thresholds",
             tuple(0.8 + 0.1 * math.exp(-4.0 * i / n_layers) for i in range(n_layers)),
             "thresholds of the early exit, which a network of fixed depth has not",
-            tolerance=1e-6,
+            tolerance=5e-4,  # files in half precision round them
         ),
     )
