@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -43,20 +41,6 @@ def rules() -> list[PrecisionRule]:
 def half(graph: Any, rules: list[PrecisionRule]) -> Callable[[str], PreparedGraph]:
     """`half(variant)`: the graph prepared for TensorRT-RTX in float16."""
     return lru_cache(lambda variant: prepare(graph(variant), HALF_RTX, network="network", rules=rules))
-
-
-@pytest.fixture(scope="module")
-def builder() -> ModuleType:
-    """The real builder behind core's own tests; it needs no GPU, and makes no runtime."""
-    pytest.importorskip("tensorrt_rtx")
-    if "rtx_builder" not in sys.modules:
-        path = Path(__file__).parents[2] / "core" / "graph" / "rtx_builder.py"
-        spec = importlib.util.spec_from_file_location("rtx_builder", path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["rtx_builder"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["rtx_builder"])
-    return sys.modules["rtx_builder"]
 
 
 def answers(model: onnx.ModelProto, feeds: Arrays) -> Arrays:
@@ -109,19 +93,22 @@ def test_convolutions_are_half_and_what_decides_is_not(half: Any) -> None:
     }
 
 
-@pytest.mark.parametrize(("variant", "threshold", "shared"), [("eloftr", 0.2, 0.9), ("eloftr:opt", 25.0, 0.9)])
-def test_half_matches_are_near_the_float32_ones(
-    graph: Any, half: Any, photographs: Any, variant: str, threshold: float, shared: float
+@pytest.mark.parametrize(("variant", "threshold"), [("eloftr", 0.2), ("eloftr:opt", 25.0)])
+def test_half_matches_are_the_float32_matches(
+    graph: Any, half: Any, photographs: Any, variant: str, threshold: float
 ) -> None:
+    """In onnxruntime, whose CPU provider computes part of float16 in float32: it is the types and casts that this shows."""
     expected, found = (answers(m, feeds_of(photographs)) for m in (graph(variant), half(variant).model))
     left, right = cells_above(expected, threshold), cells_above(found, threshold)
     both = left.keys() & right.keys()
-    print(variant, len(left), len(right), len(both))
-    moves = [np.abs(expected["keypoints1"][0, left[c]] - found["keypoints1"][0, right[c]]).max() for c in both]
-    scores = [abs(expected["scores"][0, left[c]] - found["scores"][0, right[c]]) for c in both]
-    print(np.median(moves), np.max(moves), np.median(scores), np.max(scores))
-    assert len(both) >= shared * max(len(left), len(right))
-    assert len(left) >= 30
+    assert len(left) >= 40
+    assert len(both) >= 0.98 * max(len(left), len(right))
+    moved = {c: expected["keypoints1"][0, left[c]] - found["keypoints1"][0, right[c]] for c in both}
+    assert np.quantile(np.abs(np.stack(list(moved.values()))), 0.98) < 0.01
+    assert all(np.array_equal(expected["keypoints0"][0, left[c]], found["keypoints0"][0, right[c]]) for c in both)
+    similarity = max(float(expected["scores"].max()), 1.0)
+    assert max(abs(expected["scores"][0, left[c]] - found["scores"][0, right[c]]) for c in both) < 0.01 * similarity
+    assert max(np.abs(m).max() for m in moved.values()) > 0, "it really computed in half"
 
 
 @pytest.mark.rtx
