@@ -64,8 +64,8 @@ class CoarseMatcher(nn.Module):
     def forward(self, feature0: Tensor, feature1: Tensor, cells0: Cells, cells1: Cells) -> CoarseMatches:
         """The best `slots` pairs by score (or every row's), with the number of candidates before that choice."""
         feature0 = feature0 * (1.0 / (feature0.shape[-1] * self.settings.temperature))
-        rows = None if self.settings.smallest is not None else self.rows_per_piece
-        pieces = _Pieces(feature0, feature1.transpose(1, 2), rows, cells0, cells1, keep=self.keep and rows is not None)
+        size = None if self.settings.smallest is not None else self.rows_per_piece
+        pieces = _Pieces(feature0, feature1.transpose(1, 2), size, cells0, cells1, keep=self.keep and size is not None)
         if self.settings.score == "similarity":
             zero_rows = [torch.zeros_like(piece[..., :1]) for piece in pieces.features]
             score, column, count = self._mutual(pieces, zero_rows, torch.zeros_like(feature1[:, None, :, 0]))
