@@ -19,7 +19,17 @@ def register_backends() -> Sequence[BackendSpec]:
             name="onnxruntime",
             load="matchrt.backends.onnxruntime:OnnxRuntimeBackend",
             description="ONNX Runtime, on CPU by default",
-        )
+        ),
+        BackendSpec(
+            name="tensorrt",
+            load="matchrt.backends.tensorrt.backend:TensorRtBackend",
+            description="NVIDIA TensorRT 8.6, 10 and 11, built for and on the GPU that runs it",
+        ),
+        BackendSpec(
+            name="tensorrt_rtx",
+            load="matchrt.backends.tensorrt.backend:TensorRtRtxBackend",
+            description="NVIDIA TensorRT for RTX, builds without a GPU too",
+        ),
     ]
 
 

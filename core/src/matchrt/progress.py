@@ -8,7 +8,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Receives stages, one after the other."""
+    """Receives stages. They may nest: `advance` and `finish` concern the innermost that is open.
+
+    A builder may call from a thread of its own.
+    """
 
     def start(self, stage: str, total: int | None) -> None:
         """A stage begins; `total` steps, or None where that is not known."""

@@ -61,8 +61,8 @@ class Mini:
             size = torch.tensor([sized.shape], dtype=torch.int32, device=self.device)
             out = self.extractor(tensor, torch.from_numpy(factors[None, ::-1].copy()).float().to(self.device), size)
             original = torch.tensor([image.shape], dtype=torch.float32, device=self.device)
-            inputs += [out.keypoints, out.descriptors, out.count, original]
-            n = int(out.count)
+            inputs += [out.keypoints, out.descriptors, out.counts, original]
+            n = int(out.counts)
             found.append((out.keypoints[0, :n].double().cpu().numpy(), out.descriptors[0, :n]))
         matching = self.matcher(*inputs)
         (k0, d0), (k1, d1) = found

@@ -200,15 +200,15 @@ class Trainer:
             with torch.no_grad():
                 found = [self.extractor(v, torch.ones_like(size), size.int()) for v in views]
                 k0, k1 = (f.keypoints for f in found)
-                truth = true_matches(k0, k1, found[0].count, found[1].count, H[0], H[1])
-            inputs = [t for f in found for t in (f.keypoints, f.descriptors, f.count, size)]
+                truth = true_matches(k0, k1, found[0].counts, found[1].counts, H[0], H[1])
+            inputs = [t for f in found for t in (f.keypoints, f.descriptors, f.counts, size)]
             with self.autocast():
                 output = self.matcher.forward_training(*inputs)
             loss, last = matcher_loss(output, *truth)
             return {
                 "loss": loss,
                 "last": last,
-                **_matcher_figures(output.log_assignments[-1], truth[0], found[0].count),
+                **_matcher_figures(output.log_assignments[-1], truth[0], found[0].counts),
             }
 
         train(name, list(self.matcher.parameters()), step, s, self.log, self.save)

@@ -48,8 +48,38 @@ class BackendInfo:
     details: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
+class DeviceArray(Protocol):
+    """An array on a device; other libraries read it in place through the two protocols."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of its axes."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """numpy's type of its elements."""
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3."""
+
+    def __dlpack__(self, *, stream: int | None = None) -> Any:
+        """A capsule, for work on the consumer's `stream`."""
+
+    def numpy(self) -> np.ndarray:
+        """A copy on the host, after the work that wrote it."""
+
+
 class Session(Protocol):
-    """A loaded engine as used by one thread."""
+    """A loaded engine as used by one thread.
+
+    A session may also have `run_on_device(inputs, stream=None)`, which takes numpy arrays and arrays on the device and returns
+    `DeviceArray`s by name; `run_steps` then hands tensors from network to network without copying them to the host.
+    """
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. Raises `BackendError` with the network's name and the shapes that it got."""

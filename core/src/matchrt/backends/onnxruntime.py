@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ import numpy as np
 import onnxruntime
 
 from matchrt.backends import BackendInfo
-from matchrt.errors import BackendError, EnvironmentLackError
+from matchrt.backends.building import BuildJob, BuildOutput, Identity, IoTensor
+from matchrt.errors import BackendError, EnvironmentLackError, UsageError
+from matchrt.model import Target
+from matchrt.progress import Progress, stage
 
 CPU = "CPUExecutionProvider"
 PROVIDERS = {
@@ -21,10 +26,28 @@ PROVIDERS = {
 }
 
 
+_LEVELS = {
+    "none": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+}
+_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+}
+
+
 class OnnxRuntimeBackend:
     """Runs the bundle's ONNX as it is. Options: `provider` (cpu, cuda, tensorrt, rtx), `threads` (0: all cores)."""
 
     name = "onnxruntime"
+    isolates = False
+    runs_as_is = frozenset({"fp32"})
+    """Precisions in which the bundle's own graph runs: then there is nothing to build."""
 
     def info(self) -> BackendInfo:
         """Version and the providers that this build carries."""
@@ -32,20 +55,71 @@ class OnnxRuntimeBackend:
         names = ", ".join(n for n, p in PROVIDERS.items() if p in available)
         return BackendInfo(version=onnxruntime.__version__, can_build=True, can_run=True, details={"providers": names})
 
-    def open(self, network: str, graph: Path, options: Mapping[str, Any]) -> OnnxRuntimeEngine:
+    def identity(self, targets: Sequence[str]) -> Identity:
+        """Version and platform. Raises `UsageError` for targets."""
+        if targets:
+            raise UsageError("onnxruntime takes no --target", hint="leave it out")
+        return Identity(version=onnxruntime.__version__, platform=f"{sys.platform}-{platform.machine().lower()}")
+
+    def target(self, precision: str) -> Target:
+        """What graphs are prepared for."""
+        return Target(backend=self.name, version=onnxruntime.__version__, precision=precision)
+
+    def options(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`provider` and `optimise` (none, or the level up to which the stored graph is optimised: basic, extended)."""
+        defaults = {"provider": "cpu", "optimise": "none"}
+        choices = {"provider": tuple(PROVIDERS), "optimise": tuple(_LEVELS)}
+        for name, value in chosen.items():
+            if name not in defaults:
+                raise UsageError(f"onnxruntime has no build option {name!r}", hint=f"known: {', '.join(defaults)}")
+            if value not in choices[name]:
+                raise UsageError(f"build option {name}: {value!r} is not one of {', '.join(choices[name])}")
+        return {**defaults, **chosen}
+
+    def build(self, job: BuildJob, progress: Progress) -> BuildOutput:
+        """Load the prepared graph once under the chosen provider, and keep it, optimised or as it is. Raises `BackendError`."""
+        level = str(job.options["optimise"])
+        stored = job.graph if level == "none" else job.graph.with_suffix(f".{level}.onnx")
+        with stage(progress, f"load {job.network} under {job.options['provider']}"):
+            extra = {} if level == "none" else {"optimise": level, "store": str(stored)}
+            engine = self.open(job.network, job.graph, {"provider": job.options["provider"], **extra})
+            io = engine.io()
+            engine.close()
+        if job.graph.with_name(f"{job.graph.name}.data").exists():
+            raise BackendError(
+                f"the {job.precision} graph of {job.network!r} exceeds 2 GB, which this cache cannot keep"
+            )
+        kept = "kept as prepared" if level == "none" else f"optimised by onnxruntime (level {level}) and kept"
+        note = f"one session was created under {PROVIDERS[job.options['provider']]}; the graph is {kept}"
+        return BuildOutput(payload=stored.read_bytes(), io=io, notes=(note,))
+
+    def merge_timing(self, theirs: bytes, fresh: bytes) -> bytes:
+        """There are no kernel timings."""
+        return fresh or theirs
+
+    def load(
+        self, network: str, payload: bytes, io: Sequence[IoTensor], options: Mapping[str, Any]
+    ) -> OnnxRuntimeEngine:
+        """Load a graph from the engine cache. Raises as `open`."""
+        return self.open(network, payload, options)
+
+    def open(self, network: str, graph: Path | bytes, options: Mapping[str, Any]) -> OnnxRuntimeEngine:
         """Load `graph`. Raises `BackendError` for a graph that onnxruntime refuses, `EnvironmentLackError` for a lacking provider."""
+        source = graph if isinstance(graph, bytes) else str(graph)
+        shown = "from the engine cache" if isinstance(graph, bytes) else graph.name
         session_options = onnxruntime.SessionOptions()
         session_options.log_severity_level = 3
         session_options.intra_op_num_threads = int(options.get("threads", 0))
         # Spinning threads starve other processes of a shared machine and gain nothing measurable here.
         session_options.add_session_config_entry("session.intra_op.allow_spinning", str(int(options.get("spin", 0))))
+        if "store" in options:
+            session_options.graph_optimization_level = _LEVELS[options["optimise"]]
+            session_options.optimized_model_filepath = options["store"]
         providers = _providers(str(options.get("provider", "cpu")))
         try:
-            session = onnxruntime.InferenceSession(str(graph), session_options, providers=providers)
+            session = onnxruntime.InferenceSession(source, session_options, providers=providers)
         except Exception as error:
-            raise BackendError(
-                f"onnxruntime refuses network {network!r} ({graph.name}): {_first_line(error)}"
-            ) from error
+            raise BackendError(f"onnxruntime refuses network {network!r} ({shown}): {_first_line(error)}") from error
         got = session.get_providers()[0]
         if got != providers[0]:
             raise BackendError(
@@ -67,6 +141,21 @@ class OnnxRuntimeEngine:
         if self._session is None:
             raise BackendError(f"network {self._network!r} is closed")
         return OnnxRuntimeSession(self._network, self._session)
+
+    def io(self) -> tuple[IoTensor, ...]:
+        """Inputs and outputs as the graph declares them."""
+        assert self._session is not None
+        kinds = (("input", self._session.get_inputs()), ("output", self._session.get_outputs()))
+        return tuple(
+            IoTensor(
+                name=t.name,
+                kind=kind,
+                dtype=_DTYPES.get(t.type, t.type),
+                shape=tuple(s if isinstance(s, int) else -1 for s in t.shape),
+            )
+            for kind, tensors in kinds
+            for t in tensors
+        )
 
     def close(self) -> None:
         """Free the graph."""

@@ -21,8 +21,10 @@ VERBS = {
     "models": "List the matchers, their variants and licences.",
     "fetch": "Download a matcher's published weights.",
     "convert": "Turn a checkpoint into a checked bundle.",
+    "build": "Build the engines of a bundle for one backend.",
     "match": "Match two images with a bundle.",
     "inspect": "Tell what a checkpoint or a bundle holds.",
+    "engines": "List, check, explain and remove built engines.",
     "plugins": "List the plugins, also those that failed, with the cause.",
 }
 

@@ -17,7 +17,7 @@ from matchrt.cli.options import (
     parse_assignments,
     set_option,
 )
-from matchrt.cli.output import json_option, print_facts, print_json, warn
+from matchrt.cli.output import json_option, print_facts, print_json, progress_bars, warn
 from matchrt.errors import UsageError
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 @click.option("--backend", default="onnxruntime", show_default=True)
 @click.option("--provider", help="Execution provider of onnxruntime: cpu, cuda, tensorrt, rtx.")
 @click.option("--precision", default="fp32", show_default=True)
+@click.option(
+    "--trust", multiple=True, metavar="SHA256", help="Load the engine with this sha256 though another user built it."
+)
 @click.option("--threads", type=int, default=0, help="Threads of the CPU provider; 0: all cores.")
 @set_option
 @config_option
@@ -61,6 +64,7 @@ def command(
     backend: str,
     provider: str | None,
     precision: str,
+    trust: tuple[str, ...],
     threads: int,
     assignments: tuple[str, ...],
     config: Path | None,
@@ -80,7 +84,17 @@ def command(
         _check_draw(picture)
     settings = {**file_settings(config), **parse_assignments(assignments, threshold=threshold)}
     begin = time.perf_counter()
-    matcher = load(bundle, backend=backend, precision=precision, provider=provider, threads=threads, settings=settings)
+    with progress_bars(quiet=as_json) as progress:
+        matcher = load(
+            bundle,
+            backend=backend,
+            precision=precision,
+            provider=provider,
+            threads=threads,
+            trust=trust,
+            settings=settings,
+            progress=progress,
+        )
     loaded = time.perf_counter() - begin
     if show_settings:
         explain(matcher.settings)

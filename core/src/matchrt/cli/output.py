@@ -74,24 +74,28 @@ def progress_bars(quiet: bool = False) -> Iterator[Progress]:
 
 
 class _Bars:
-    """Stages as bars, one below the other."""
+    """Stages as bars, one below the other; a nested stage is indented and goes when it is done."""
 
     def __init__(self, bars: RichProgress) -> None:
         self._bars = bars
-        self._task: Any = None
-        self._name = ""
+        self._open: list[tuple[Any, str]] = []
 
     def start(self, stage: str, total: int | None) -> None:
-        self._name = stage
-        self._task = self._bars.add_task(stage, total=total)
+        name = "  " * len(self._open) + stage
+        self._open.append((self._bars.add_task(name, total=total), name))
 
     def advance(self, steps: int = 1, detail: str = "") -> None:
-        if self._task is not None:
-            self._bars.update(self._task, advance=steps, description=f"{self._name} {detail}".strip())
+        if self._open:
+            task, name = self._open[-1]
+            self._bars.update(task, advance=steps, description=f"{name} {detail}".rstrip())
 
     def finish(self) -> None:
-        if self._task is not None:
-            task = next(t for t in self._bars.tasks if t.id == self._task)
-            total = task.total or 1
-            self._bars.update(self._task, completed=total, total=total, description=self._name)
-        self._task = None
+        if not self._open:
+            return
+        done, name = self._open.pop()
+        if self._open:
+            self._bars.remove_task(done)
+            return
+        task = next(t for t in self._bars.tasks if t.id == done)
+        total = task.total or 1
+        self._bars.update(done, completed=total, total=total, description=name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from matchrt.errors import MatchrtError, PluginError
@@ -30,6 +31,12 @@ class MatcherHooks:
         self._plugins = plugins
         owner = plugins.owner(matcher)
         self._others = [p.module for p in plugins.loaded if p.matchers and p is not owner]
+
+    def sources(self) -> list[Path]:
+        """Packages (folders) or single modules (files) of the plugins that answer for this matcher, core's own excepted."""
+        modules = [p.module for p in self._plugins.loaded if p.module not in self._others]
+        outside = [m for m in modules if m.__file__ and m.__name__ != "matchrt.builtin"]
+        return sorted({Path(str(m.__file__)).parent if m.__package__ else Path(str(m.__file__)) for m in outside})
 
     def _call(self, hook: str, **arguments: Any) -> Any:
         caller = self._plugins.pluggy.subset_hook_caller(hook, self._others)

@@ -20,6 +20,8 @@ from matchrt.images.read import read_image
 from matchrt.matches import Matches
 from matchrt.model import Settings
 from matchrt.plugins.dispatch import MatcherHooks
+from matchrt.progress import Progress
+from matchrt.runtime.engines import open_engines
 from matchrt.runtime.steps import Tensors, run_steps, split_batch, stack_batch
 from matchrt.settings import resolve
 
@@ -38,6 +40,7 @@ class Matcher:
         precision: str = "fp32",
         options: Mapping[str, Any] | None = None,
         settings: Mapping[str, object] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         self.bundle = bundle
         self.manifest = bundle.manifest
@@ -45,10 +48,9 @@ class Matcher:
         self.precision = precision
         self._hooks = hooks
         self._settings = _resolve(hooks, bundle, dict(settings or {}))
-        loader = backend.create()
-        self._engines: dict[str, Engine] = {
-            n.name: loader.open(n.name, bundle.graph(n.name), dict(options or {})) for n in self.manifest.networks
-        }
+        self._engines: dict[str, Engine] = open_engines(
+            bundle, hooks, backend, precision, dict(options or {}), progress
+        )
         self._local = threading.local()
         self._closed = False
 
@@ -147,8 +149,8 @@ class Matcher:
         sessions = self.sessions()
         batch = stack_batch(pairs, self.manifest) if len(pairs) > 1 else None
         if batch is None:
-            return [run_steps(self.manifest, sessions, p) for p in pairs]
-        return split_batch(run_steps(self.manifest, sessions, batch), len(pairs))
+            return [run_steps(self.manifest, sessions, p, self._hooks.matcher.outputs) for p in pairs]
+        return split_batch(run_steps(self.manifest, sessions, batch, self._hooks.matcher.outputs), len(pairs))
 
 
 def _resolve(

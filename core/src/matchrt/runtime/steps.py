@@ -2,43 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import TypeGuard
 
 import numpy as np
 
-from matchrt.backends import Session
+from matchrt.backends import DeviceArray, Session
 from matchrt.bundle import BundleManifest
 from matchrt.bundle.manifest import NetworkContract, TensorContract
 from matchrt.errors import BackendError
 
 Tensors = dict[str, np.ndarray]
+Array = np.ndarray | DeviceArray
 
 
-def run_steps(manifest: BundleManifest, sessions: Mapping[str, Session], tensors: Tensors) -> Tensors:
-    """`tensors` with the outputs of every step added. Raises `BackendError` where the contract is not met."""
-    space = dict(tensors)
+def run_steps(
+    manifest: BundleManifest, sessions: Mapping[str, Session], tensors: Tensors, wanted: Collection[str] = ()
+) -> Tensors:
+    """`tensors` with the outputs of every step added. Raises `BackendError` where the contract is not met.
+
+    Sessions that can leave their outputs on the device do: such a tensor is copied to the host only if it is named in `wanted`
+    (empty: all of them), or if a later step's session takes numpy arrays only. The others are left out of the answer.
+    """
+    space: dict[str, Array] = dict(tensors)
     for step in manifest.steps:
         contract = manifest.network(step.network)
         inputs = {name: _take(space, source, step.network) for name, source in step.inputs.items()}
         check_inputs(contract, manifest, inputs)
-        outputs = sessions[step.network].run(inputs)
+        outputs = _run(sessions[step.network], inputs)
         space.update({target: outputs[name] for name, target in step.outputs.items()})
-    return space
+    contracts = {
+        target: spec
+        for step in manifest.steps
+        for spec in manifest.network(step.network).outputs
+        if (target := step.outputs.get(spec.name)) is not None
+    }
+    return {n: _as_contract(v, contracts.get(n)) for n, v in space.items() if _is_host(v) or not wanted or n in wanted}
 
 
-def _take(space: Tensors, name: str, network: str) -> np.ndarray:
+def _run(session: Session, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    on_device = getattr(session, "run_on_device", None)
+    if on_device is not None:
+        outputs: Mapping[str, Array] = on_device(inputs)
+        return outputs
+    return session.run({n: _host(v) for n, v in inputs.items()})
+
+
+def _is_host(value: Array) -> TypeGuard[np.ndarray]:
+    return isinstance(value, np.ndarray)
+
+
+def _host(value: Array) -> np.ndarray:
+    return value if _is_host(value) else value.numpy()  # type: ignore[union-attr]
+
+
+def _as_contract(value: Array, spec: TensorContract | None) -> np.ndarray:
+    """`value` on the host; integers in the contract's width, which TensorRT may have narrowed."""
+    array = _host(value)
+    if spec is None or array.dtype == np.dtype(spec.dtype) or array.dtype.kind not in "iu":
+        return array
+    return array.astype(spec.dtype)
+
+
+def _take(space: Mapping[str, Array], name: str, network: str) -> Array:
     try:
         return space[name]
     except KeyError:
         raise BackendError(f"network {network!r} needs tensor {name!r}, which nothing made") from None
 
 
-def check_inputs(contract: NetworkContract, manifest: BundleManifest, inputs: Mapping[str, np.ndarray]) -> None:
+def check_inputs(contract: NetworkContract, manifest: BundleManifest, inputs: Mapping[str, Array]) -> None:
     """Raise `BackendError` unless dtypes, ranks, fixed sizes and the bounds of named axes hold."""
     axes = {a.name: a for a in manifest.axes}
     for spec in contract.inputs:
         array = inputs[spec.name]
-        if array.dtype != np.dtype(spec.dtype) or array.ndim != len(spec.shape):
+        if not _has_type(array, spec) or array.ndim != len(spec.shape):
             raise BackendError(
                 f"network {contract.name!r}: input {spec.name!r} must be {_describe(spec)}, got {array.dtype}{list(array.shape)}"
             )
@@ -50,6 +88,12 @@ def check_inputs(contract: NetworkContract, manifest: BundleManifest, inputs: Ma
                 raise BackendError(
                     f"network {contract.name!r}: input {spec.name!r} must be {_describe(spec)}{bounds}, got {list(array.shape)}"
                 )
+
+
+def _has_type(array: Array, spec: TensorContract) -> bool:
+    """Whether the element type is the contract's; integers that stay on the device may be narrower (TensorRT 8 has no int64)."""
+    wanted = np.dtype(spec.dtype)
+    return array.dtype == wanted or (not _is_host(array) and array.dtype.kind in "iu" and wanted.kind in "iu")
 
 
 def _describe(spec: TensorContract) -> str:

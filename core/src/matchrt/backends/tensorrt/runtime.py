@@ -1,0 +1,400 @@
+"""Run engines: one `TensorRtEngine` shared by threads, one `TensorRtSession` for each thread.
+
+The calls used here have the same names from TensorRT 8.6 to 11 (held by the recorded API tables). Proven without a GPU against a
+behavioural stand-in of binding and driver; what ran on a GPU is said by the receipts under `docs/benchmarks`, nothing else is claimed.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from matchrt.backends.tensorrt._api import TrtApi
+from matchrt.backends.tensorrt.arrays import DeviceTensor, is_device_array, view
+from matchrt.backends.tensorrt.builder import dtype_name
+from matchrt.backends.tensorrt.cuda import Driver, driver
+from matchrt.backends.tensorrt.memory import Block, Memory, choose_memory
+from matchrt.errors import BackendError
+
+_MAX_GRAPHS = 8
+Shape = tuple[int, ...]
+Addresses = tuple[tuple[str, int], ...]
+
+
+class TensorRtEngine:
+    """A deserialised engine. Options: `device` (index), `memory` (provider), `cuda_graphs` (true or false)."""
+
+    def __init__(self, api: TrtApi, network: str, runtime: Any, engine: Any, cuda: Driver, options: Mapping[str, Any]):
+        self.network = network
+        self.api, self.cuda, self.options = api, cuda, dict(options)
+        self._runtime, self._engine = runtime, engine
+        self._lock = threading.Lock()
+
+    @classmethod
+    def deserialize(cls, api: TrtApi, network: str, payload: bytes, options: Mapping[str, Any]) -> TensorRtEngine:
+        """Deserialise bytes of checked origin, where a GPU was found. Raises `BackendError` with TensorRT's reasons."""
+        cuda = driver(int(options.get("device", 0)))
+        with cuda.current(), api.log.capture() as messages:
+            runtime = api.module.Runtime(api.logger)
+            engine = runtime.deserialize_cuda_engine(payload)
+            if engine is None:
+                reasons = "; ".join(m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR"))
+                raise BackendError(
+                    f"{api.name} {api.version} refuses the engine of network {network!r}: {reasons or 'no reason given'}",
+                    hint="build it again with `matchrt build`",
+                )
+        return cls(api, network, runtime, engine, cuda, options)
+
+    @property
+    def handle(self) -> Any:
+        """The binding's `ICudaEngine`. Raises `BackendError` once closed."""
+        if self._engine is None:
+            raise BackendError(f"network {self.network!r} is closed")
+        return self._engine
+
+    def session(self) -> TensorRtSession:
+        """A session for the calling thread, with an execution context of its own."""
+        engine = self.handle
+        with self._lock, self.cuda.current():
+            context = engine.create_execution_context()
+            if context is None:
+                raise BackendError(f"no memory for another session of network {self.network!r}")
+            return TensorRtSession(self, context)
+
+    def close(self) -> None:
+        """Let go of the engine; sessions that are open keep theirs."""
+        self._engine = None
+
+
+@dataclass
+class _Tensor:
+    """An input or output of the engine, and what is known of it."""
+
+    name: str
+    dtype: np.dtype[Any]
+    is_input: bool
+    on_host: bool
+    """A shape tensor: TensorRT reads it from the host."""
+    shape: Shape
+    bounds: tuple[Shape, ...] = ()
+    """(min, opt, max) of an input."""
+
+
+@dataclass
+class _Stage:
+    """Where a numpy input waits for the device: page-locked memory, device memory, and the copy between them."""
+
+    pinned: Block
+    device: Block
+    event: int
+
+
+@dataclass
+class _Pool:
+    """Device memory for outputs, by size; what was handed out comes back when its `DeviceTensor` dies, in any thread."""
+
+    memory: Memory
+    free: dict[int, list[Block]] = field(default_factory=dict)
+    all: list[Block] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
+
+    def take(self, nbytes: int) -> Block:
+        with self.lock:
+            spare = self.free.get(nbytes)
+            if spare:
+                return spare.pop()
+        block = self.memory.device(nbytes)
+        with self.lock:
+            self.all.append(block)
+        return block
+
+    def give_back(self, block: Block) -> None:
+        with self.lock:
+            if not self.closed:
+                self.free.setdefault(block.nbytes, []).append(block)
+                return
+        block.free()
+
+    def close(self) -> None:
+        """Free what is not handed out; the rest is freed when it comes back."""
+        with self.lock:
+            self.closed = True
+            spare = [b for blocks in self.free.values() for b in blocks]
+            self.free.clear()
+        for block in spare:
+            block.free()
+
+
+class TensorRtSession:
+    """One execution context. Numpy or device arrays in; numpy (`run`) or device arrays (`run_on_device`) out.
+
+    After the first call with a shape nothing is allocated on the device. Where shapes and addresses recur, the work is captured
+    once as a CUDA graph and replayed; `notes` tells if that was not possible.
+    """
+
+    def __init__(self, owner: TensorRtEngine, context: Any) -> None:
+        self.network = owner.network
+        self.notes: list[str] = []
+        self._owner, self._context, self._cuda = owner, context, owner.cuda
+        self._memory = choose_memory(owner.cuda, owner.options.get("memory"))
+        self._tensors = _describe(owner.api, owner.handle)
+        self._stages: dict[str, _Stage] = {}
+        self._host: dict[str, np.ndarray] = {}
+        self._results: dict[str, Block] = {}
+        self._pool = _Pool(self._memory)
+        self._shapes: dict[str, Shape] = {}
+        self._graphs: OrderedDict[Any, int | None] = OrderedDict()
+        self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
+        self._done = owner.cuda.event()
+        self._last_stream = 0
+
+    @property
+    def memory_provider(self) -> str:
+        """Name of the provider of its memory."""
+        return self._memory.name
+
+    def run(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, np.ndarray]:
+        """Outputs as numpy arrays, finished. Raises `BackendError`."""
+        outputs = self.run_on_device(inputs, stream)
+        with self._cuda.current():
+            used = self._last_stream
+            for name, tensor in outputs.items():
+                if name not in self._results or self._results[name].nbytes < tensor.nbytes:
+                    self._free(self._results.pop(name, None))
+                    self._results[name] = self._memory.pinned(tensor.nbytes)
+                self._cuda.to_host(self._results[name].pointer, tensor.pointer, tensor.nbytes, used)
+            self._cuda.synchronize(used)
+            return {n: self._fetched(n, t) for n, t in outputs.items()}
+
+    def _fetched(self, name: str, tensor: DeviceTensor) -> np.ndarray:
+        raw = self._results[name].host()[: tensor.nbytes]
+        return raw.view(tensor.dtype).reshape(tensor.shape).copy()
+
+    def run_on_device(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, DeviceTensor]:
+        """Outputs left on the device; the work is on `stream` (a handle; the thread's own by default) and may not be done yet.
+
+        Inputs may be numpy arrays, or arrays on the device, which are read in place: keep them unchanged until the work is done.
+        Raises `BackendError` naming network, input and what it must be.
+        """
+        if self._context is None:
+            raise BackendError(f"the session of network {self.network!r} is closed")
+        with self._cuda.current():
+            used = self._cuda.thread_stream() if stream is None else int(stream)
+            if self._last_stream not in (0, used):
+                self._cuda.wait(used, self._done)  # a context runs on one stream at a time
+            views = [self._input(t, inputs, used) for t in self._tensors if t.is_input]
+            self._set_shapes({name: shape for name, _, shape, _ in views})
+            outputs = self._outputs(used)
+            addresses = tuple((n, p) for n, p, _, _ in views) + tuple((n, t.pointer) for n, t in outputs.items())
+            self._enqueue(addresses, used)
+            self._cuda.record(self._done, used)
+            self._last_stream = used
+            return outputs
+
+    def close(self) -> None:
+        """Free what the session holds, after its work is done. It may be called twice."""
+        if self._context is None:
+            return
+        self._context = None
+        with self._cuda.current():
+            if self._last_stream:
+                self._cuda.wait_on_host(self._done)
+            for graph in self._graphs.values():
+                if graph is not None:
+                    self._cuda.free_graph(graph)
+            for stage in self._stages.values():
+                stage.pinned.free()
+                stage.device.free()
+                self._cuda.free_event(stage.event)
+            for block in self._results.values():
+                block.free()
+            self._pool.close()
+            self._cuda.free_event(self._done)
+        self._graphs.clear()
+        self._stages.clear()
+        self._results.clear()
+
+    def __del__(self) -> None:
+        if getattr(self, "_context", None) is not None and not sys.is_finalizing():
+            self.close()
+
+    def _give_back(self, block: Block) -> None:
+        with self._cuda.current():
+            self._pool.give_back(block)
+
+    def _free(self, block: Block | None) -> None:
+        if block is not None:
+            self._cuda.synchronize(self._last_stream)
+            block.free()
+
+    def _input(self, tensor: _Tensor, inputs: Mapping[str, Any], stream: int) -> tuple[str, int, Shape, Any]:
+        """(name, address, shape, what keeps it alive)."""
+        if tensor.name not in inputs:
+            raise BackendError(f"network {self.network!r} lacks input {tensor.name!r}")
+        value = inputs[tensor.name]
+        if is_device_array(value):
+            found = view(value, self._cuda, stream)
+            if found.dtype != tensor.dtype:
+                raise BackendError(
+                    f"network {self.network!r}: input {tensor.name!r} is {found.dtype}, not {tensor.dtype}"
+                )
+            self._check(tensor, found.shape)
+            return tensor.name, found.pointer, found.shape, found
+        array = as_dtype(np.asarray(value), tensor.dtype, f"network {self.network!r}: input {tensor.name!r}")
+        self._check(tensor, array.shape)
+        if tensor.on_host:
+            self._host[tensor.name] = np.ascontiguousarray(array)
+            return tensor.name, int(self._host[tensor.name].ctypes.data), array.shape, None
+        return tensor.name, self._staged(tensor.name, array, stream), array.shape, None
+
+    def _check(self, tensor: _Tensor, shape: Shape) -> None:
+        low, high = (tensor.bounds[0], tensor.bounds[2]) if tensor.bounds else (tensor.shape, tensor.shape)
+        if len(shape) != len(low) or any(not a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
+            wanted = list(low) if low == high else f"{list(low)} to {list(high)}"
+            raise BackendError(
+                f"network {self.network!r}: this engine takes {tensor.name!r} of shape {wanted}, got {list(shape)}",
+                hint="build one for it with `matchrt build --batch … --shapes …`",
+            )
+
+    def _staged(self, name: str, array: np.ndarray, stream: int) -> int:
+        """Copy a numpy input to the device through page-locked memory; the address there."""
+        stage = self._stages.get(name)
+        if stage is not None and stage.pinned.nbytes < array.nbytes:
+            self._free(stage.pinned)
+            stage.device.free()
+            self._cuda.free_event(stage.event)
+            stage = None
+        if stage is None:
+            stage = _Stage(self._memory.pinned(array.nbytes), self._memory.device(array.nbytes), self._cuda.event())
+            self._stages[name] = stage
+        else:
+            self._cuda.wait_on_host(stage.event)  # the last copy from it may still be under way
+        staged = stage.pinned.host()[: array.nbytes].view(array.dtype).reshape(array.shape)
+        np.copyto(staged, array)
+        self._cuda.to_device(stage.device.pointer, stage.pinned.pointer, array.nbytes, stream)
+        self._cuda.record(stage.event, stream)
+        return stage.device.pointer
+
+    def _set_shapes(self, shapes: dict[str, Shape]) -> None:
+        if shapes == self._shapes:
+            return
+        self._shapes = {}
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise BackendError(f"network {self.network!r}: TensorRT refuses shape {list(shape)} of input {name!r}")
+        for tensor in self._tensors:
+            if tensor.is_input and tensor.on_host:
+                self._context.set_tensor_address(tensor.name, int(self._host[tensor.name].ctypes.data))
+        missing = self._context.infer_shapes()
+        if missing:
+            raise BackendError(f"network {self.network!r}: TensorRT lacks the shapes of {', '.join(missing)}")
+        for tensor in self._tensors:
+            if not tensor.is_input:
+                tensor.shape = tuple(self._context.get_tensor_shape(tensor.name))
+                if any(size < 0 for size in tensor.shape):
+                    raise BackendError(
+                        f"network {self.network!r}: the shape of output {tensor.name!r} depends on the data",
+                        hint="a bundle's outputs have fixed sizes with a count; convert it again",
+                    )
+        self._shapes = shapes
+
+    def _outputs(self, stream: int) -> dict[str, DeviceTensor]:
+        outputs = {}
+        for tensor in self._tensors:
+            if not tensor.is_input:
+                nbytes = int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
+                block = self._pool.take(max(nbytes, 1))
+                outputs[tensor.name] = DeviceTensor(
+                    self._cuda, block, tensor.shape, tensor.dtype, stream, self._give_back
+                )
+        return outputs
+
+    def _enqueue(self, addresses: Addresses, stream: int) -> None:
+        """Run plainly at first sight; capture when shapes and addresses come again; replay from then on."""
+        key = (tuple(self._shapes.items()), addresses)
+        graph = self._graphs.get(key)
+        if graph is not None:
+            self._graphs.move_to_end(key)
+            self._cuda.launch(graph, stream)
+            return
+        for name, address in addresses:
+            if not self._context.set_tensor_address(name, address):
+                raise BackendError(f"network {self.network!r}: TensorRT refuses the address of {name!r}")
+        if self._use_graphs and key in self._graphs:
+            graph = self._capture(stream)
+            if graph is not None:
+                self._graphs[key] = graph
+                self._cuda.launch(graph, stream)
+                return
+        self._execute(stream)
+        if self._use_graphs:
+            self._remember(key)
+
+    def _execute(self, stream: int) -> None:
+        with self._owner.api.log.capture() as messages:
+            done = self._context.execute_async_v3(stream)
+        if not done:
+            reasons = "; ".join(m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR"))
+            shapes = ", ".join(f"{n} {list(s)}" for n, s in self._shapes.items())
+            raise BackendError(f"network {self.network!r} failed on {shapes}: {reasons or 'TensorRT gives no reason'}")
+
+    def _remember(self, key: Any) -> None:
+        self._graphs[key] = None
+        while len(self._graphs) > _MAX_GRAPHS:
+            _, old = self._graphs.popitem(last=False)
+            if old is not None:
+                self._cuda.synchronize(self._last_stream)
+                self._cuda.free_graph(old)
+
+    def _capture(self, stream: int) -> int | None:
+        """The work as a CUDA graph, or None (with a note) where it cannot be captured."""
+        try:
+            self._cuda.begin_capture(stream)
+            try:
+                self._execute(stream)
+            except BaseException:
+                self._cuda.abort_capture(stream)
+                raise
+            return self._cuda.end_capture(stream)
+        except BackendError as error:
+            self._use_graphs = False
+            self.notes.append(f"runs without a CUDA graph: {error.message}")
+            return None
+
+
+def _describe(api: TrtApi, engine: Any) -> list[_Tensor]:
+    inputs, host = api.enum("TensorIOMode", "INPUT"), api.enum("TensorLocation", "HOST")
+    tensors = []
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        is_input = engine.get_tensor_mode(name) == inputs
+        on_host = engine.get_tensor_location(name) == host
+        shape = tuple(engine.get_tensor_shape(name))
+        bounds: tuple[Shape, ...] = ()
+        if is_input and not on_host and -1 in shape:
+            bounds = tuple(tuple(s) for s in engine.get_tensor_profile_shape(name, 0))
+        dtype = np.dtype(dtype_name(engine.get_tensor_dtype(name)))
+        tensors.append(_Tensor(name, dtype, is_input, on_host, shape, bounds))
+    return tensors
+
+
+def as_dtype(array: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
+    """`array` as the engine wants it. Integers may change width if every value fits (TensorRT 8 has no int64); floats may not.
+
+    Raises `BackendError`.
+    """
+    if array.dtype == dtype:
+        return array
+    if array.dtype.kind in "iu" and dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        if array.size == 0 or (int(array.min()) >= info.min and int(array.max()) <= info.max):
+            return array.astype(dtype)
+        raise BackendError(f"{what} has values that do not fit into {dtype}")
+    raise BackendError(f"{what} is {array.dtype}, the engine takes {dtype}")

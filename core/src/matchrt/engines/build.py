@@ -1,0 +1,287 @@
+"""Build the engines of a bundle: prepare, lint, look into the cache, build what is not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from matchrt.backends.building import BuildingBackend, BuildJob, Identity
+from matchrt.backends.cuda_probe import probe
+from matchrt.bundle import Bundle
+from matchrt.engines.cache import EngineCache, Entry, Fresh
+from matchrt.engines.isolated import build_isolated
+from matchrt.engines.prepared import Prepared, code_fingerprint, prepare_network
+from matchrt.engines.profiles import Range, axis_ranges, frozen_axes, profiles_of
+from matchrt.engines.spec import EngineSpec
+from matchrt.errors import BackendError, MatchrtError, UsageError
+from matchrt.model import Target
+from matchrt.plugins import MatcherHooks
+from matchrt.progress import Progress, Silent, stage
+
+PRECISIONS = ("fp32", "fp16", "mixed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """What to build. `shapes` and `batch` narrow the bundle's dynamic axes, `options` are the backend's by name."""
+
+    precision: str = "fp32"
+    shapes: Mapping[str, Range] = field(default_factory=lambda: MappingProxyType({}))
+    batch: Range | None = None
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    targets: tuple[str, ...] = ()
+    isolate: bool | None = None
+    """Build in a process of its own; None lets the backend decide."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One network, ready to build."""
+
+    network: str
+    spec: EngineSpec
+    prepared: Prepared
+    identity: Identity
+    cached: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values."""
+        return {
+            "network": self.network,
+            "key": self.spec.key(),
+            "cached": self.cached,
+            "spec": self.spec.to_dict(),
+            "passes": list(self.prepared.applied),
+            "notes": list(self.prepared.notes),
+            "findings": [asdict(f) for f in self.prepared.findings],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """One network's engine, and whether it was there already."""
+
+    plan: Plan
+    entry: Entry
+    hit: bool
+    seconds: float
+
+
+def build_engines(
+    bundle: Bundle,
+    hooks: MatcherHooks,
+    backend: BuildingBackend,
+    request: BuildRequest,
+    cache: EngineCache | None = None,
+    progress: Progress | None = None,
+) -> list[Built]:
+    """An engine for every network of `bundle`, from the cache or built now, in the order of the networks.
+
+    Raises `UsageError`, `EnvironmentLackError`, and `BackendError` with the linter's, the parser's or the builder's reasons.
+    """
+    cache, progress = cache or EngineCache(), progress or Silent()
+    origin = {**_origin(bundle, hooks, request), "request": request_digest(request)}
+    built = []
+    with planned(bundle, hooks, backend, request, cache, progress) as plans:
+        for plan in plans:
+            begin = time.perf_counter()
+            require_buildable(plan)
+            waited: list[str] = []
+
+            def wait(network: str = plan.network, waited: list[str] = waited) -> None:
+                waited.append(network)
+                progress.start(f"wait for another build of {network}", None)
+
+            def build(plan: Plan = plan) -> Fresh:
+                return _build(plan, backend, request, cache, progress)
+
+            try:
+                entry, hit = cache.get_or_build(plan.spec, {**origin, "network": plan.network}, build, wait)
+            finally:
+                if waited:
+                    progress.finish()
+            built.append(Built(plan=plan, entry=entry, hit=hit, seconds=time.perf_counter() - begin))
+    return built
+
+
+@contextmanager
+def planned(
+    bundle: Bundle,
+    hooks: MatcherHooks,
+    backend: BuildingBackend,
+    request: BuildRequest,
+    cache: EngineCache,
+    progress: Progress,
+) -> Iterator[list[Plan]]:
+    """Plans for all networks; their graph files exist while the block runs. Builds nothing."""
+    if request.precision not in PRECISIONS:
+        raise UsageError(f"precision {request.precision!r} is not one of {', '.join(PRECISIONS)}")
+    if request.precision == "mixed":
+        raise UsageError("precision mixed needs a search driven by parity figures", hint="`matchrt verify` runs it")
+    target = backend.target(request.precision)
+    options = resolve_options(hooks, backend, target, request)
+    identity = backend.identity(request.targets)
+    ranges = axis_ranges(bundle.manifest, request.shapes, request.batch)
+    with tempfile.TemporaryDirectory(prefix=".work-", dir=cache.root) as folder:
+        plans = []
+        with stage(progress, "prepare", len(bundle.manifest.networks)):
+            for contract in bundle.manifest.networks:
+                freeze = frozen_axes(contract, ranges)
+                prepared = prepare_network(bundle, hooks, contract.name, target, freeze, Path(folder))
+                spec = EngineSpec(
+                    graph_sha256=prepared.sha256,
+                    backend=backend.name,
+                    backend_version=identity.version,
+                    precision=request.precision,
+                    profiles=profiles_of(contract, ranges),
+                    options=tuple(sorted(options.items())),
+                    kept_sha256=_digest(prepared.kept) if prepared.kept else "",
+                    compute_capability=identity.compute_capability,
+                    gpu=identity.gpu,
+                    targets=tuple(request.targets),
+                    platform=identity.platform,
+                )
+                cached = cache.sidecar_path(spec.key()).is_file()
+                plans.append(
+                    Plan(network=contract.name, spec=spec, prepared=prepared, identity=identity, cached=cached)
+                )
+                progress.advance(1, contract.name)
+        yield plans
+
+
+def resolve_options(
+    hooks: MatcherHooks, backend: BuildingBackend, target: Target, request: BuildRequest
+) -> Mapping[str, Any]:
+    """Options of the plugins, overridden by the request's, checked and completed by the backend."""
+    return backend.options({**hooks.engine_options(target), **request.options})
+
+
+def request_digest(request: BuildRequest) -> str:
+    """What a request asked for, apart from backend and device: engines of one digest belong together."""
+    data = {
+        "precision": request.precision,
+        "shapes": {n: asdict(r) for n, r in request.shapes.items()},
+        "batch": asdict(request.batch) if request.batch else None,
+        "options": dict(request.options),
+        "targets": list(request.targets),
+    }
+    return _digest(data)
+
+
+def require_buildable(plan: Plan) -> None:
+    """Raise `BackendError` with every node that the backend is known to refuse, its limit and its remedy."""
+    errors = [f for f in plan.prepared.findings if f.severity == "error"]
+    if errors:
+        lines = [f"node {f.node!r} ({f.operator}): {f.limit}; {f.remedy}" for f in errors]
+        raise BackendError(
+            f"{plan.spec.backend} {plan.spec.backend_version} would refuse network {plan.network!r}:\n  "
+            + "\n  ".join(lines)
+        )
+
+
+def _build(
+    plan: Plan, backend: BuildingBackend, request: BuildRequest, cache: EngineCache, progress: Progress
+) -> Fresh:
+    name = f"{backend.name}-{plan.spec.backend_version}-{plan.spec.gpu or '_'.join(plan.spec.targets) or 'any'}"
+    timings = cache.timing_cache(name)
+    job = BuildJob(
+        network=plan.network,
+        graph=plan.prepared.graph,
+        precision=plan.spec.precision,
+        profiles=plan.spec.profiles,
+        options=dict(plan.spec.options),
+        targets=plan.spec.targets,
+        kept=plan.prepared.kept,
+        timing_cache=timings,
+    )
+    begin = time.perf_counter()
+    isolate = backend.isolates if request.isolate is None else request.isolate
+    try:
+        output = build_isolated(backend, job, progress) if isolate else backend.build(job, progress)
+    except MatchrtError:
+        raise
+    except MemoryError:
+        raise BackendError(f"out of memory while building network {plan.network!r}") from None
+    seconds = time.perf_counter() - begin
+    cache.merge_timing_cache(name, output.timing_cache, timings, backend.merge_timing)
+    record = {
+        "io": [t.to_dict() for t in output.io],
+        "built": {
+            "seconds": round(seconds, 3),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "driver": plan.identity.driver,
+            "isolated": isolate,
+            "messages": list(output.messages),
+        },
+        "prepared": {
+            "passes": list(plan.prepared.applied),
+            "notes": [*plan.prepared.notes, *output.notes],
+            "findings": [asdict(f) for f in plan.prepared.findings],
+            "kept": list(plan.prepared.kept),
+        },
+    }
+    return Fresh(output.payload, record)
+
+
+def _origin(bundle: Bundle, hooks: MatcherHooks, request: BuildRequest) -> dict[str, Any]:
+    identity = bundle.manifest.matcher
+    return {
+        "bundle_sha256": bundle.sha256,
+        "matcher": f"{identity.id}:{identity.variant}",
+        "code_sha256": code_fingerprint(hooks),
+        "options": dict(request.options),
+        "random_weights": bundle.manifest.random_weights,
+    }
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def find_built(
+    bundle: Bundle,
+    hooks: MatcherHooks,
+    backend: BuildingBackend,
+    precision: str,
+    cache: EngineCache,
+    trust: Collection[str],
+) -> dict[str, Entry] | None:
+    """The engines of the last build of this very bundle, by the present code, for this device and precision; or None.
+
+    Needs neither onnx nor a builder: the sidecars tell.
+    """
+    identity = backend.identity(())
+    code = code_fingerprint(hooks)
+    found: dict[str, dict[str, Entry]] = {}
+    for key in cache.committed():
+        try:
+            entry = cache.find(key, trust)
+        except BackendError:
+            continue  # whoever builds it anew puts it into quarantine; `engines verify` tells why
+        if entry is None or not _fits(entry.spec, backend.name, precision, identity):
+            continue
+        for origin in entry.record["origins"]:
+            if origin["bundle_sha256"] == bundle.sha256 and origin["code_sha256"] == code:
+                found.setdefault(origin["request"], {})[origin["network"]] = entry
+    names = {n.name for n in bundle.manifest.networks}
+    whole = [engines for engines in found.values() if names <= set(engines)]
+    return max(whole, key=lambda engines: max(e.used for e in engines.values()), default=None)
+
+
+def _fits(spec: EngineSpec, backend: str, precision: str, identity: Identity) -> bool:
+    if spec.targets:
+        here = {f"sm{g.compute_capability.replace('.', '')}" for g in probe().gpus}
+        device = bool(here & set(spec.targets))
+    else:
+        device = (spec.compute_capability, spec.gpu) == (identity.compute_capability, identity.gpu)
+    same = (spec.backend, spec.backend_version, spec.platform) == (backend, identity.version, identity.platform)
+    return same and spec.precision == precision and device

@@ -1,0 +1,192 @@
+"""A whole matcher over the stand-ins: build, cache, sessions, tensors handed over on the device, results equal to onnxruntime's."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import matchrt
+from matchrt.backends import cuda_probe
+from matchrt.backends.tensorrt import _api, backend
+from matchrt.backends.tensorrt.arrays import DeviceTensor
+from matchrt.backends.tensorrt.runtime import TensorRtSession
+from matchrt.bundle import read_bundle
+from matchrt.engines import CorruptEngineError, EngineCache
+from matchrt.engines import build as build_module
+from matchrt.engines.profiles import Range
+from matchrt.errors import EnvironmentLackError, UsageError
+from matchrt.images.read import read_image
+from matchrt.plugins import MatcherHooks, get_plugins
+from matchrt.runtime.steps import run_steps
+
+IMAGES = [np.random.default_rng(s).integers(0, 255, (90, 120), np.uint8) for s in (1, 2)]
+
+
+@pytest.fixture(params=["tensorrt-8.6.1", "tensorrt-11.4.0.106"])
+def tensorrt(
+    request: pytest.FixtureRequest, stand_in: Any, fake_cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """The backend `tensorrt` with a stand-in release under it, and a cache of its own."""
+    module = stand_in.make(stand_in.tables()[request.param], fake_cuda)
+    api = _api.adapt("tensorrt", module)
+    found = cuda_probe.probe_with(lambda: fake_cuda)
+    for place in (backend, build_module):
+        monkeypatch.setattr(place, "probe", lambda: found)
+    monkeypatch.setattr(backend, "load_api", lambda name: api)
+    monkeypatch.setattr(backend.TensorRtBackend, "isolates", False)
+    monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
+    yield module
+    gc.collect()
+
+
+def tensors(matcher: matchrt.Matcher, wanted: Any = ()) -> dict[str, np.ndarray]:
+    """Everything that the steps make for one pair."""
+    first, second = (read_image(i) for i in IMAGES)
+    inputs, _ = matcher.preprocess(first, second, matcher.settings)
+    return run_steps(matcher.manifest, matcher.sessions(), inputs, wanted)
+
+
+def test_the_same_tensors_as_onnxruntime(tensorrt: Any, fixed_bundle: Path) -> None:
+    with (
+        matchrt.load(fixed_bundle) as reference,
+        matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher,
+    ):
+        wanted, got = tensors(reference), tensors(matcher)
+        assert set(got) == set(wanted)
+        for name, value in wanted.items():
+            assert got[name].dtype == value.dtype, name
+            np.testing.assert_allclose(got[name], value, atol=1e-5, err_msg=name)
+        assert len(matcher(*IMAGES)) == len(reference(*IMAGES))
+        assert matcher(*IMAGES).backend == "tensorrt"
+
+
+def test_descriptors_never_come_to_the_host(tensorrt: Any, fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The matcher reads six tensors; the extractor's descriptors and scores stay where they are."""
+    copied: list[tuple[int, ...]] = []
+    numpy = DeviceTensor.numpy
+    monkeypatch.setattr(DeviceTensor, "numpy", lambda self: copied.append(self.shape) or numpy(self))
+    fed: list[set[type]] = []
+    run = TensorRtSession.run_on_device
+
+    def spy(self: Any, inputs: Any, stream: int | None = None) -> Any:
+        fed.append({type(v) for n, v in inputs.items() if not n.startswith("size")})
+        return run(self, inputs, stream)
+
+    monkeypatch.setattr(TensorRtSession, "run_on_device", spy)
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+        matcher(*IMAGES)
+        outputs = matcher._hooks.matcher.outputs
+        space = tensors(matcher, outputs)
+    assert fed[:3] == [{np.ndarray}, {np.ndarray}, {DeviceTensor}]
+    assert len(copied) == 2 * len(outputs)
+    assert not any(shape[-1] == 64 and len(shape) == 3 for shape in copied), "descriptors (1, 64, 64) were copied"
+    assert "descriptors0" not in space
+    assert {*outputs} <= set(space)
+
+
+def test_a_second_load_builds_nothing_and_needs_no_onnx(
+    tensorrt: Any, fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}).close()
+    built = len(tensorrt.world.configs)
+    monkeypatch.setattr("matchrt.engines.prepared.prepare_network", None)
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+        matcher(*IMAGES)
+    assert len(tensorrt.world.configs) == built
+
+
+def test_half_precision_is_another_engine(tensorrt: Any, fixed_bundle: Path) -> None:
+    with matchrt.load(fixed_bundle, backend="tensorrt", precision="fp16", options={"memory": "driver"}) as matcher:
+        assert matcher(*IMAGES).precision == "fp16"
+    entries = list(EngineCache().entries())
+    assert {e.spec.precision for e in entries} == {"fp16"}
+    old = tensorrt.__version__.startswith("8")
+    notes = [any("constrained to float32" in n for n in e.record["prepared"]["notes"]) for e in entries]
+    assert notes == [old, old]
+
+
+def test_a_changed_engine_is_built_anew_not_loaded(tensorrt: Any, fixed_bundle: Path) -> None:
+    matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}).close()
+    cache = EngineCache()
+    for key in cache.committed():
+        data = bytearray(cache.engine_path(key).read_bytes())
+        data[len(data) // 2] ^= 1
+        cache.engine_path(key).write_bytes(data)
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+        matcher(*IMAGES)
+    assert len(list((cache.root / "quarantine").glob("*.engine"))) == 2
+
+
+def test_a_changed_engine_with_shapes_of_its_own_is_not_replaced_by_another(tensorrt: Any, fixed_bundle: Path) -> None:
+    bundle, hooks = (
+        read_bundle(fixed_bundle),
+        MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue")),
+    )
+    request = build_module.BuildRequest(batch=Range(1, 1, 1))
+    cache = EngineCache()
+    for made in build_module.build_engines(bundle, hooks, backend.TensorRtBackend(), request, cache):
+        cache.engine_path(made.entry.key).write_bytes(b"something else")
+    with pytest.raises(CorruptEngineError, match="was changed") as caught:
+        matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"})
+    assert "matchrt build" in str(caught.value.hint)
+
+
+def test_nothing_on_the_device_is_left(tensorrt: Any, fixed_bundle: Path, stand_in: Any, fake_cuda: Any) -> None:
+    matcher = matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"})
+    for _ in range(4):
+        matcher(*IMAGES)
+    for session in matcher.sessions().values():
+        session.close()
+    matcher.close()
+    gc.collect()
+    counters = {n: stand_in.counter(fake_cuda, n) for n in ("live_device", "live_pinned", "live_events", "live_graphs")}
+    assert counters == dict.fromkeys(counters, 0)
+
+
+def test_without_a_gpu_nothing_is_built_first(fixed_bundle: Path) -> None:
+    if cuda_probe.probe().usable:
+        pytest.skip("NOT RUN: there is a GPU")
+    with pytest.raises(EnvironmentLackError, match="cannot run here"):
+        matchrt.load(fixed_bundle, backend="tensorrt_rtx")
+    with pytest.raises(EnvironmentLackError, match="not installed"):
+        matchrt.load(fixed_bundle, backend="tensorrt")
+
+
+def test_a_foreign_engine_is_loaded_only_if_its_digest_is_named(
+    fixed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With onnxruntime, whose fp16 graphs come from the same cache: no stand-in is involved."""
+    monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
+    matchrt.load(fixed_bundle, precision="fp16").close()
+    cache = EngineCache()
+    digests = [e.sha256 for e in cache.entries()]
+    inodes = {k: cache.engine_path(k).stat().st_ino for k in cache.committed()}
+    for key in inodes:
+        cache.engine_path(key).chmod(0o666)
+    matchrt.load(fixed_bundle, precision="fp16", trust=digests).close()
+    assert {k: cache.engine_path(k).stat().st_ino for k in inodes} == inodes
+    matchrt.load(fixed_bundle, precision="fp16", trust=["0" * 64]).close()  # not these: put aside and built anew
+    assert all(cache.engine_path(k).stat().st_ino != inode for k, inode in inodes.items())
+    assert len(list((cache.root / "quarantine").glob("*.engine"))) == 2
+    with pytest.raises(UsageError, match="64 hexadecimal"):
+        matchrt.load(fixed_bundle, precision="fp16", trust=["yes"])
+
+
+def test_onnxruntime_runs_half_precision_from_the_cache(
+    fixed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fp16 is what it says: another graph, other numbers, near the float32 ones."""
+    monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
+    with matchrt.load(fixed_bundle) as full, matchrt.load(fixed_bundle, precision="fp16") as half:
+        a, b = tensors(full), tensors(half)
+    assert [e.spec.precision for e in EngineCache().entries()] == ["fp16", "fp16"]
+    difference = np.abs(a["descriptors0"] - b["descriptors0"]).max()
+    assert 0 < difference < 0.05
+    with pytest.raises(UsageError, match="fp8"):
+        matchrt.load(fixed_bundle, precision="fp8")
+    assert read_bundle(fixed_bundle).manifest.random_weights
