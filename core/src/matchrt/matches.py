@@ -51,6 +51,7 @@ class Matches:
     `keypoints0`, `keypoints1`: (N, 2) float32, (x, y) in pixels of the original images, pixel centres at integers; row i of one matches
     row i of the other. `scores`: (N,) float32, higher is better. `indices`: (N, 2) int32 rows in the images' own keypoint lists, where the
     matcher has such lists (sparse family), with `all_keypoints0/1` as those lists. `warp` is what a dense matcher knows of every pixel.
+    `notes` are sentences that a user must see: what this result may lack, and what to do about it.
     An image pair without matches gives arrays of shape (0, 2), (0, 2) and (0,).
     """
 
@@ -67,6 +68,7 @@ class Matches:
     backend: str = ""
     precision: str = ""
     random_weights: bool = False
+    notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     images: tuple[Image, Image] | None = field(default=None, repr=False, compare=False)
 
@@ -181,6 +183,7 @@ class Matches:
             "backend": self.backend,
             "precision": self.precision,
             "random_weights": self.random_weights,
+            "notes": list(self.notes),
             "size0": list(self.size0),
             "size1": list(self.size1),
             "image0": self.images[0].source if self.images else None,

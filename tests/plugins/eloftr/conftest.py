@@ -6,18 +6,28 @@ the exported form: full conf matrix, full-resolution fine maps, unfold, one matc
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from matchrt.cli import run
+from matchrt.samples import sample_pairs
 from matchrt_eloftr.networks import Architecture, EfficientLoFTR, GraphSettings
 from matchrt_eloftr.networks.backbone import RepVGGBlock
+from matchrt_eloftr.networks.network import fuse_backbone
 
 SMALL = Architecture(dims=(16, 32, 64), blocks=(1, 1, 2), layers=1, heads=4, regress_channels=4)
 
@@ -301,3 +311,101 @@ def differ() -> Callable[..., Difference]:
 @pytest.fixture(scope="session")
 def swapped() -> Callable[[Tensor], Tensor]:
     return swap_halves
+
+
+# The whole way, on photographs
+
+HEIGHT, WIDTH = 128, 160
+SHIFT = (16, 8)
+KEYS = json.loads((Path(__file__).parent / "data" / "keys.json").read_text("utf-8"))
+
+
+@dataclass(frozen=True)
+class Photographs:
+    """Two crops of one photograph: pixel (x, y) of the first is (x, y) - `SHIFT` of the second. `tall` is the second, cut narrower."""
+
+    first: Path
+    second: Path
+    tall: Path
+    arrays: tuple[Tensor, Tensor]
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory: pytest.TempPathFactory) -> Photographs:
+    folder = tmp_path_factory.mktemp("photographs")
+    grey = np.asarray(Image.open(sample_pairs()[0].image0).convert("L"))
+    crops = [grey[200 + dy : 200 + dy + HEIGHT, 120 + dx : 120 + dx + WIDTH] for dx, dy in ((0, 0), SHIFT)]
+    for name, crop in zip(("a", "b", "tall"), (*crops, crops[1][:, :128]), strict=True):
+        Image.fromarray(crop).save(folder / f"{name}.png")
+    tensors = [torch.from_numpy(c.copy())[None, None].float() / 255 for c in crops]
+    return Photographs(folder / "a.png", folder / "b.png", folder / "tall.png", (tensors[0], tensors[1]))
+
+
+@pytest.fixture(scope="session")
+def published(make_network: Any, photographs: Photographs) -> EfficientLoFTR:
+    """The published architecture, calibrated on the photographs."""
+    return make_network(GraphSettings((HEIGHT, WIDTH), (HEIGHT, WIDTH)), photographs.arrays, small=False)
+
+
+@pytest.fixture(scope="session")
+def checkpoints(published: EfficientLoFTR, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same weights in three published forms, by the variant that each is given to."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    state = {name: value.clone() for name, value in published.state_dict().items()}
+    deploy = {name: value.clone() for name, value in fuse_backbone(published).state_dict().items()}
+    assert (len(state), len(deploy)) == (447, 147)
+    paths = {
+        "eloftr": folder / "eloftr_outdoor.ckpt",
+        "matchanything-eloftr": folder / "model.safetensors",
+        "eloftr:opt": folder / "deploy.pth",
+    }
+    lightning = {"state_dict": {f"matcher.{k}": v for k, v in state.items()}, "epoch": 7, "global_step": 9}
+    torch.save(lightning, paths["eloftr"])
+    save_file({KEYS["transformers"][k]: v for k, v in state.items()}, paths["matchanything-eloftr"])
+    torch.save(deploy, paths["eloftr:opt"])
+    return paths
+
+
+CHOICES = {
+    "eloftr": ["--set", "slots=40", "--set", "recipe=stretch"],
+    "matchanything-eloftr": ["--set", "recipe=aspect", "--set", "per_row=8"],
+    "eloftr:opt": ["--set", "slots=none", "--set", "recipe=stretch"],
+}
+
+
+@pytest.fixture(scope="session")
+def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`bundles(variant)`: converted by the command line, once."""
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def make(variant: str) -> Path:
+        path = folder / variant.replace(":", "-")
+        if not path.exists():
+            argv = [
+                "convert",
+                variant,
+                "--weights",
+                str(checkpoints[variant]),
+                "-o",
+                str(path),
+                "--size",
+                f"{HEIGHT}x{WIDTH}",
+            ]
+            assert run([*argv, *CHOICES[variant], "--json"]) == 0
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def builder() -> ModuleType:
+    """The real builder behind core's own tests; it needs no GPU, and makes no runtime."""
+    pytest.importorskip("tensorrt_rtx")
+    if "rtx_builder" not in sys.modules:
+        path = Path(__file__).parents[2] / "core" / "graph" / "rtx_builder.py"
+        spec = importlib.util.spec_from_file_location("rtx_builder", path)
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["rtx_builder"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["rtx_builder"])
+    return sys.modules["rtx_builder"]

@@ -110,6 +110,8 @@ def command(
         matches.save(save)
     if matches.random_weights:
         warn("RANDOM WEIGHTS: this bundle is for tests and speed only, its matches mean nothing")
+    for note in matches.notes:
+        warn(note)
     result = _result(matches, fit, model, loaded, draw, save)
     print_json(result) if as_json else _show(result, image0, image1)
 
@@ -136,6 +138,7 @@ def _result(
         "backend": matches.backend,
         "precision": matches.precision,
         "random_weights": matches.random_weights,
+        "notes": list(matches.notes),
         "size0": list(matches.size0),
         "size1": list(matches.size1),
         "homography": None,

@@ -73,7 +73,11 @@ def read_weights(hooks: MatcherHooks, variant: Variant, files: Mapping[str, Path
     _check_roles(spec, variant, files)
     paths = find_weights(spec, variant, files)
     checkpoints = {PRIMARY if role == "" else role: read_checkpoint(path) for role, path in paths.items()}
-    decided = hooks.settings_from_weights(variant, list(checkpoints[PRIMARY].tensors))
+    main = checkpoints[PRIMARY]
+    try:
+        decided = hooks.settings_from_weights(variant, list(main.tensors))
+    except WeightsError as error:
+        raise WeightsError(f"{main.path} into {spec.id}:{variant.name}: {error.message}", hint=error.hint) from error
     return Checkpoints(paths, checkpoints, decided)
 
 

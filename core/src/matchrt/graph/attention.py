@@ -54,6 +54,8 @@ def _match(softmax: NodeProto, view: View, sizes: dict[str, Shape]) -> Attention
     weighted = view.consumers[softmax.output[0]][0]
     if weighted.op_type != "MatMul" or weighted.input[0] != softmax.output[0]:
         return None
+    if view.array(weighted.input[1]) is not None:
+        return None  # an expectation over fixed values: builders see no attention there
     mask, scale = None, None
     node = _above(view, softmax.input[0])
     if node is not None and node.op_type == "Add":
@@ -178,6 +180,7 @@ class _Worker:
         for i in range(2):
             name = attention.product.input[i]
             attention.product.input[i] = self.add("Unsqueeze", [name, axis], f"{name}_4d")
+        self._forget_shapes(attention)
         value = attention.weighted.input[1]
         attention.weighted.input[1] = self.add("Unsqueeze", [value, axis], f"{value}_4d")
         for node in (attention.softmax,):
@@ -191,6 +194,13 @@ class _Worker:
             onnx.helper.make_node("Squeeze", [lifted, axis], [output], self.names.fresh(f"node_{output}_3d"))
         )
         self.changed = True
+
+    def _forget_shapes(self, attention: Attention) -> None:
+        """Take out recorded shapes of three dimensions between the two products."""
+        between = {n.output[0] for n in (attention.product, attention.scale, attention.mask, attention.softmax) if n}
+        kept = [v for v in self.model.graph.value_info if v.name not in between]
+        del self.model.graph.value_info[:]
+        self.model.graph.value_info.extend(kept)
 
 
 FAST_ATTENTION = GraphPass(

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 
-from matchrt.model import ExampleInputs, MatcherSpec, Settings, Variant
+from matchrt.errors import UsageError
+from matchrt.model import Axis, ExampleInputs, MatcherSpec, Settings, Variant
 from matchrt_eloftr.networks import EfficientLoFTR, GraphSettings
 from matchrt_eloftr.networks.config import TOP_K_LIMIT
+from matchrt_eloftr.spec import LARGEST, SMALLEST
 
 
 def graph_settings(matcher: MatcherSpec, variant: Variant, settings: Settings) -> GraphSettings:
     """What is constant in the graph. Raises `UsageError` for settings that exclude each other."""
     size = settings.size("size")
     assert size is not None
-    mutual = settings.flag("mutual")
+    mutual, dynamic = settings.flag("mutual"), settings.flag("dynamic")
+    if dynamic and not all(SMALLEST <= side <= LARGEST for side in size):
+        raise UsageError(f"size {size[0]}x{size[1]}: a bundle with dynamic sizes takes {SMALLEST} to {LARGEST} a side")
+    largest = (LARGEST, LARGEST) if dynamic else size
     return GraphSettings(
-        size0=size,
-        size1=size,
+        size0=largest,
+        size1=largest,
+        smallest=(SMALLEST, SMALLEST) if dynamic else None,
         score="similarity" if variant.name == "opt" else "dual-softmax",
         mutual=mutual,
         per_row=1 if mutual else settings.integer("per_row"),
@@ -33,11 +39,27 @@ def build(matcher: MatcherSpec, variant: Variant, settings: Settings) -> Efficie
 
 
 def example(settings: Settings) -> ExampleInputs:
-    """One pair of seeded noise with two different valid rectangles; every size is fixed, the batch too."""
+    """Two pairs of seeded noise with different valid rectangles, or one if `pairs` is 1.
+
+    Axis "pairs" is dynamic, and with setting `dynamic` height and width too.
+    """
     size = settings.size("size")
     assert size is not None
+    most = settings.integer("pairs")
+    batch = min(most, 2)
     rng = np.random.default_rng(0)
-    tensors: dict[str, np.ndarray] = {f"image{i}": rng.random((1, 1, *size), dtype=np.float32) for i in (0, 1)}
-    tensors["valid0"] = np.array([size], np.int32)
-    tensors["valid1"] = np.array([(max(32, size[0] // 64 * 32), size[1])], np.int32)
-    return ExampleInputs(tensors=tensors)
+    tensors: dict[str, np.ndarray] = {f"image{i}": rng.random((batch, 1, *size), dtype=np.float32) for i in (0, 1)}
+    smaller = (max(32, size[0] // 64 * 32), size[1])
+    tensors["valid0"] = np.array([size, smaller][:batch], np.int32)
+    tensors["valid1"] = np.array([smaller, size][:batch], np.int32)
+    pairs = {0: Axis(name="pairs", min=1, opt=1, max=most)} if most > 1 else {}
+    sides = {}
+    if settings.flag("dynamic"):
+        sides = {
+            axis: Axis(name=name, min=SMALLEST, opt=size[axis - 2], max=LARGEST, divisor=32)
+            for axis, name in ((2, "height"), (3, "width"))
+        }
+    return ExampleInputs(
+        tensors=tensors,
+        dynamic={name: {**pairs, **sides} if name.startswith("image") else pairs for name in tensors},
+    )

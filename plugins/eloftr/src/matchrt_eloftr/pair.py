@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 
+from matchrt.errors import UsageError
 from matchrt.geometry.transform import ImageGeometry
 from matchrt.images.image import Image
 from matchrt.matches import Matches
 from matchrt.model import Settings
+from matchrt.settings import format_value
 from matchrt_eloftr.postprocess import finish_pair
 from matchrt_eloftr.preprocess import Prepared, Recipe, RecipeName, prepare_pair
 
-LOG = logging.getLogger(__name__)
-
 
 def recipe_of(settings: Settings) -> Recipe:
-    """The preprocessing recipe that the settings choose. Raises `UsageError` for a size that it cannot fill."""
-    size = settings.size("size")
+    """The preprocessing recipe that the settings choose. Raises `UsageError` for a size that it, or the graph, cannot take."""
+    size, wanted = settings.size("size"), settings.size("input_size")
     assert size is not None
+    if wanted not in (None, size) and not settings.flag("dynamic"):
+        raise UsageError(
+            f"input_size {format_value(wanted)}: this bundle takes {format_value(size)} only",
+            hint="convert again with --set dynamic=true, or with that --size",
+        )
+    size = wanted or size
     return Recipe(cast(RecipeName, settings.text("recipe")), size)
 
 
@@ -36,7 +41,7 @@ def preprocess_pair(
 def postprocess_pair(
     tensors: Mapping[str, np.ndarray], geometry: tuple[ImageGeometry, ImageGeometry], settings: Settings
 ) -> Matches:
-    """Matches above `threshold`, scaled back by the recipe's own arithmetic; a truncated result is logged as a warning."""
+    """Matches above `threshold`, scaled back by the recipe's own arithmetic; a truncated result says so in its notes."""
     mutual = settings.flag("mutual")
     prepared = tuple(cast(_Geometry, g).prepared for g in geometry)
     found = finish_pair(
@@ -46,11 +51,11 @@ def postprocess_pair(
         score_floor=settings.number("score_floor"),
         per_row=None if mutual else settings.integer("per_row"),
     )
+    notes: tuple[str, ...] = ()
     if found.truncated:
-        LOG.warning(
-            "the graph found %d candidates and returned %d: matches above the threshold may be missing; convert with more slots or per_row",
-            found.candidates,
-            len(found.scores),
+        notes = (
+            f"the graph found {found.candidates} candidates and returned {len(found.scores)}: matches above the threshold "
+            f"may be missing; convert with more slots{'' if mutual else ' or per_row'}",
         )
     return Matches(
         keypoints0=found.keypoints0,
@@ -58,6 +63,7 @@ def postprocess_pair(
         scores=found.scores,
         size0=geometry[0].original_size,
         size1=geometry[1].original_size,
+        notes=notes,
     )
 
 

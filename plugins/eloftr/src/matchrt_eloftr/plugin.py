@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matchrt.hooks import hookimpl
-from matchrt.model import Alignment, ExampleInputs, MatcherSpec, Parity, Settings, Target, Tolerance, Variant
+from matchrt.model import (
+    Alignment,
+    ExampleInputs,
+    MatcherSpec,
+    Parity,
+    PrecisionRule,
+    Settings,
+    Target,
+    Tolerance,
+    Variant,
+)
 from matchrt_eloftr.spec import ELOFTR, MATCHANYTHING
 
 if TYPE_CHECKING:
@@ -64,10 +74,18 @@ def onnx_patches(target: Target) -> Sequence[Patch]:
 
 @hookimpl
 def example_inputs(settings: Settings) -> Mapping[str, ExampleInputs]:
-    """One pair of seeded inputs of the fixed size."""
+    """Seeded inputs of the fixed size, for a dynamic number of pairs."""
     from matchrt_eloftr.build import example
 
     return {"network": example(settings)}
+
+
+@hookimpl
+def precision_rules() -> Sequence[PrecisionRule]:
+    """The coarse and the fine stage and the softmaxes of attention stay in float32."""
+    from matchrt_eloftr.precision import RULES
+
+    return RULES
 
 
 @hookimpl

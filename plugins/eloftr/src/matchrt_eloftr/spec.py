@@ -6,6 +6,9 @@ from typing import Any
 
 from matchrt.model import Family, MatcherSpec, NetworkSpec, Setting, Step, TensorSpec, Variant, WeightsFile
 
+SMALLEST, LARGEST = 416, 1664
+"""Pixels a side that a bundle with dynamic sizes takes."""
+
 PADDED = "pixels of the padded input, with upstream's constant offset of -3.5"
 _IMAGES = tuple(
     TensorSpec(
@@ -81,6 +84,13 @@ def _settings(**defaults: Any) -> tuple[Setting, ...]:
             help="input size HxW, multiples of 32",
         ),
         Setting(
+            name="dynamic",
+            kind="bool",
+            default=False,
+            stage="convert",
+            help="take every input size from 416 to 1664 a side in multiples of 32; input_size chooses it",
+        ),
+        Setting(
             name="slots",
             kind="int",
             default=2048,
@@ -89,6 +99,15 @@ def _settings(**defaults: Any) -> tuple[Setting, ...]:
             optional=True,
             stage="convert",
             help="most matches that the graph returns, best first; none: every row, without TopK",
+        ),
+        Setting(
+            name="pairs",
+            kind="int",
+            default=8,
+            minimum=1,
+            maximum=64,
+            stage="convert",
+            help="most pairs that one run takes; 1 fixes the batch",
         ),
         Setting(
             name="mutual",
@@ -121,6 +140,17 @@ def _settings(**defaults: Any) -> tuple[Setting, ...]:
             choices=("training", "deploy"),
             stage="convert",
             help="of the checkpoint: three branches a block, or fused ones; told by the file itself",
+        ),
+        Setting(
+            name="input_size",
+            kind="size",
+            default=None,
+            optional=True,
+            minimum=SMALLEST,
+            maximum=LARGEST,
+            multiple_of=32,
+            stage="match",
+            help="input size HxW of a bundle converted with dynamic=true; none: its size",
         ),
         Setting(
             name="threshold",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from matchrt_eloftr.networks.config import COARSE_STRIDE, GraphSettings, Size
+from matchrt_eloftr.networks.config import COARSE_STRIDE, TOKEN_STRIDE, GraphSettings, Size
 from matchrt_eloftr.networks.indexing import take
 
 OUTSIDE = -1.0e4
@@ -22,6 +22,10 @@ OUTSIDE = -1.0e4
 
 EXCLUDED = 1.0e9
 """Penalty that keeps a border cell from being returned while it still competes."""
+
+
+PIECES = (TOKEN_STRIDE // COARSE_STRIDE) ** 2
+"""Cells of a token, and pieces of the similarity where sizes are dynamic."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,8 @@ class CoarseMatcher(nn.Module):
     def forward(self, feature0: Tensor, feature1: Tensor, cells0: Cells, cells1: Cells) -> CoarseMatches:
         """The best `slots` pairs by score (or every row's), with the number of candidates before that choice."""
         feature0 = feature0 * (1.0 / (feature0.shape[-1] * self.settings.temperature))
-        pieces = _Pieces(feature0, feature1.transpose(1, 2), self.rows_per_piece, cells0, cells1, keep=self.keep)
+        size = None if self.settings.smallest is not None else self.rows_per_piece
+        pieces = _Pieces(feature0, feature1.transpose(1, 2), size, cells0, cells1, keep=self.keep and size is not None)
         if self.settings.score == "similarity":
             zero_rows = [torch.zeros_like(piece[..., :1]) for piece in pieces.features]
             score, column, count = self._mutual(pieces, zero_rows, torch.zeros_like(feature1[:, None, :, 0]))
@@ -118,14 +123,17 @@ class CoarseMatcher(nn.Module):
 
 
 class _Pieces:
-    """The similarity by pieces of rows: kept after the first use, or computed each time."""
+    """The similarity by pieces of `rows` rows: kept after the first use, or computed each time.
+
+    None for `rows` makes as many pieces as a token has cells: that divides every size.
+    """
 
     def __init__(
-        self, feature0: Tensor, feature1: Tensor, rows: int, cells0: Cells, cells1: Cells, *, keep: bool
+        self, feature0: Tensor, feature1: Tensor, rows: int | None, cells0: Cells, cells1: Cells, *, keep: bool
     ) -> None:
-        self.features = feature0.split(rows, dim=1) if feature0.shape[1] > rows else (feature0,)
+        self.features = _split(feature0, rows)
         self.feature1, self.cells0, self.cells1 = feature1, cells0, cells1
-        self.biases = None if cells0.bias is None else cells0.bias[..., None].split(rows, dim=1)
+        self.biases = None if cells0.bias is None else _split(cells0.bias[..., None], rows)
         self.kept: dict[int, Tensor] | None = {} if keep else None
 
     def similarity(self, number: int) -> Tensor:
@@ -138,6 +146,13 @@ class _Pieces:
         if self.kept is not None:
             self.kept[number] = piece
         return piece
+
+
+def _split(x: Tensor, rows: int | None) -> tuple[Tensor, ...]:
+    """(B, L, C) by pieces along L."""
+    if rows is None:
+        return x.reshape(x.shape[0], PIECES, x.shape[1] // PIECES, x.shape[2]).unbind(1)
+    return tuple(x.split(rows, dim=1)) if x.shape[1] > rows else (x,)
 
 
 def _log_sums(pieces: _Pieces) -> tuple[list[Tensor], Tensor]:
@@ -164,9 +179,14 @@ def constant_inside(cells: Size, border: int) -> Tensor:
 
 
 def cells_of(valid: Tensor, rows: Tensor, columns: Tensor, border: int) -> Cells:
-    """Cells for a valid rectangle given as (B, 2) int32 pixels (height, width); `rows`, `columns` (L,) int32 of each cell."""
+    """Cells for a valid rectangle given as (B, 2) int32 pixels (height, width); `rows` (h,) and `columns` (w,) int32 count up."""
     height, width = valid[:, :1], valid[:, 1:]
-    shown = (rows * COARSE_STRIDE < height) & (columns * COARSE_STRIDE < width)
-    near = (rows >= border) & (columns >= border)
-    far = ((rows + border) * COARSE_STRIDE < height) & ((columns + border) * COARSE_STRIDE < width)
-    return Cells(near & far, (1.0 - shown.float()) * OUTSIDE)
+    shown = _grid(rows * COARSE_STRIDE < height, columns * COARSE_STRIDE < width)
+    inside_rows = (rows >= border) & ((rows + border) * COARSE_STRIDE < height)
+    inside_columns = (columns >= border) & ((columns + border) * COARSE_STRIDE < width)
+    return Cells(_grid(inside_rows, inside_columns), (1.0 - shown.float()) * OUTSIDE)
+
+
+def _grid(rows: Tensor, columns: Tensor) -> Tensor:
+    """(B, h) and (B, w) bool to (B, h * w): both hold."""
+    return (rows[:, :, None] & columns[:, None, :]).flatten(1)

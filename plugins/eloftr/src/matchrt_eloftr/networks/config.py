@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +53,8 @@ class GraphSettings:
     `score_floor`: pairs at or below it are no candidates. 0 leaves the threshold to the caller; one-to-many needs a positive one.
     `valid`: "full" (no padding), "input" (two more inputs hold each image's valid height and width in pixels), or a pair of
     sizes frozen in the graph; the valid rectangle starts at the top left and is a multiple of 32 pixels.
+    `smallest`: None for fixed sizes; else the graph takes every multiple of 32 from it up to `size0`, the same for both images,
+    and reads the size from the images. That needs `valid` "input".
     `position_scale`: training size over test size, (rows, columns), for the rotary positions (upstream's NPE); 1 is off.
     `similarity_elements`: the largest piece of the similarity that is held at once, in elements per pair; `keep_elements`: up
     to this size the pieces are kept for the second pass, above it they are computed again.
@@ -65,6 +68,7 @@ class GraphSettings:
     top_k: int | None = 2048
     score_floor: float = 0.0
     valid: Literal["full", "input"] | tuple[Size, Size] = "full"
+    smallest: Size | None = None
     border: int = 2
     temperature: float = 0.1
     position_scale: tuple[float, float] = (1.0, 1.0)
@@ -73,6 +77,8 @@ class GraphSettings:
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        if self.smallest is not None:
+            _check_dynamic(self, self.smallest)
         if self.top_k is not None and not 1 <= self.top_k <= TOP_K_LIMIT:
             raise UsageError(
                 f"top_k {self.top_k} is not between 1 and {TOP_K_LIMIT}, the largest K of TensorRT's TopK",
@@ -110,7 +116,8 @@ class GraphSettings:
     @property
     def slots(self) -> int:
         """Length K of the outputs."""
-        rows = self.matched0[0] * self.matched0[1] * self.per_row
+        cells = self.matched0 if self.smallest is None else _cells(self.smallest)
+        rows = cells[0] * cells[1] * self.per_row
         return rows if self.top_k is None else min(self.top_k, rows)
 
 
@@ -118,9 +125,28 @@ def _cells(size: Size) -> Size:
     return size[0] // COARSE_STRIDE, size[1] // COARSE_STRIDE
 
 
+def _check_dynamic(settings: GraphSettings, smallest: Size) -> None:
+    """Refuse what the form with dynamic sizes does not do."""
+    if settings.size0 != settings.size1 or settings.valid != "input":
+        raise UsageError("dynamic sizes need one range for both images, and valid rectangles as inputs")
+    if smallest[0] > settings.size0[0] or smallest[1] > settings.size0[1]:
+        raise UsageError(
+            f"the smallest size, {smallest[0]}x{smallest[1]}, is above {settings.size0[0]}x{settings.size0[1]}"
+        )
+    rows = math.prod(_cells(smallest)) * settings.per_row
+    if settings.top_k is None or settings.top_k > rows:
+        raise UsageError(
+            f"slots {'none' if settings.top_k is None else settings.top_k}: with dynamic sizes the number of slots is fixed, "
+            f"and {smallest[0]}x{smallest[1]} has {rows}",
+            hint=f"choose at most {min(rows, TOP_K_LIMIT)}, or a fixed size",
+        )
+
+
 def _check_sizes(settings: GraphSettings) -> None:
     """Refuse sizes that the network cannot take, and valid rectangles outside their image."""
     sizes = {"size0": settings.size0, "size1": settings.size1}
+    if settings.smallest is not None:
+        sizes["smallest"] = settings.smallest
     if not isinstance(settings.valid, str):
         sizes |= {"valid of image 0": settings.valid[0], "valid of image 1": settings.valid[1]}
     for name, (height, width) in sizes.items():

@@ -33,12 +33,10 @@ def interpolation_matrix() -> Tensor:
     return matrix
 
 
-def window_starts(matched: Size, size: Size) -> Tensor:
-    """(L,) int64: position, in the flattened half-resolution map of an image of `size`, of each matched cell's first tap."""
-    height, width = size[0] // 2, size[1] // 2
-    rows = (torch.arange(matched[0]) * 4 - 1).clamp(0, height - TAPS)
-    columns = (torch.arange(matched[1]) * 4 - 1).clamp(0, width - TAPS)
-    return (rows[:, None] * width + columns[None]).flatten()
+def first_taps(cells: Tensor) -> Tensor:
+    """Half-resolution pixel of the first tap of each cell 0 to n - 1 along one axis, moved inside at both ends."""
+    first = (cells * 4 - 1).clamp(min=0)
+    return torch.cat((first[:-1], first[-1:] - 1))
 
 
 def neighbour_pixels() -> Tensor:
@@ -52,15 +50,10 @@ def neighbour_pixels() -> Tensor:
 class FineMatcher(nn.Module):
     """Keypoints of coarse cell pairs from the half-resolution fine maps."""
 
-    start0: Tensor
-    start1: Tensor
-    taps0: Tensor
-    taps1: Tensor
+    count: Tensor
     inner: Tensor
     window: Tensor
     neighbours: Tensor
-    corner0: Tensor
-    corner1: Tensor
     pixels: Tensor
     offsets: Tensor
 
@@ -69,13 +62,16 @@ class FineMatcher(nn.Module):
         self.regress = architecture.regress_channels
         self.scale = 1.0 / architecture.dims[0]
         self.regress_scale = 1.0 / (architecture.regress_channels**0.5 * REGRESSION_TEMPERATURE)
-        for number, (matched, size) in enumerate(
-            ((settings.matched0, settings.size0), (settings.matched1, settings.size1))
-        ):
-            self.register_buffer(f"start{number}", window_starts(matched, size), persistent=False)
-            taps = torch.arange(TAPS)[:, None] * (size[1] // 2) + torch.arange(TAPS)[None]
-            self.register_buffer(f"taps{number}", taps.flatten(), persistent=False)
-            self.register_buffer(f"corner{number}", cell_corners(matched), persistent=False)
+        self.dynamic = settings.smallest is not None
+        if self.dynamic:
+            count = torch.arange(max(settings.coarse0))
+            self.register_buffer("count", count, persistent=False)
+        else:
+            for number, (matched, size) in enumerate(
+                ((settings.matched0, settings.size0), (settings.matched1, settings.size1))
+            ):
+                for name, table in zip(("start", "taps", "corner"), _tables(matched, size), strict=True):
+                    self.register_buffer(f"{name}{number}", table, persistent=False)
         line = interpolation_matrix()
         window = torch.kron(line, line)  # (100, 36)
         inner = [10 * row + column for row in range(1, 9) for column in range(1, 9)]
@@ -91,16 +87,32 @@ class FineMatcher(nn.Module):
     def forward(self, map0: Tensor, map1: Tensor, cell0: Tensor, cell1: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (B, d1, H/2, W/2), cells (B, K) int64 to keypoints 0 and 1, (B, K, 2) float32 (x, y) pixels."""
         batch, slots = cell0.shape
-        window0 = _windows(map0, take(self.start0, cell0), self.taps0)
-        window1 = _windows(map1, take(self.start1, cell1), self.taps1)
+        start0, taps0, corner0 = self._tables(0, map0)
+        start1, taps1, corner1 = self._tables(1, map1)
+        window0 = _windows(map0, take(start0, cell0), taps0)
+        window1 = _windows(map1, take(start1, cell1), taps1)
         pixel0, pixel1 = self._best_pixels(window0[..., : -self.regress], window1[..., : -self.regress])
         point = take(self.inner, pixel0)[:, None] @ window0[..., -self.regress :]
         around = take(self.neighbours, pixel1) @ window1[..., -self.regress :]
         heat = ((point * self.regress_scale) @ around.transpose(1, 2)).softmax(-1)
         move = (heat @ self.offsets).reshape(batch, slots, 2)
-        keypoints0 = take(self.corner0, cell0) + take(self.pixels, pixel0).reshape(batch, slots, 2)
-        keypoints1 = take(self.corner1, cell1) + take(self.pixels, pixel1).reshape(batch, slots, 2)
+        keypoints0 = take(corner0, cell0) + take(self.pixels, pixel0).reshape(batch, slots, 2)
+        keypoints1 = take(corner1, cell1) + take(self.pixels, pixel1).reshape(batch, slots, 2)
         return keypoints0, keypoints1 + move
+
+    def _tables(self, number: int, fine: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First taps (L,), taps of a window (36,) and corners (L, 2) for a map (B, C, H/2, W/2)."""
+        if not self.dynamic:
+            start, taps, corner = (self.get_buffer(f"{name}{number}") for name in ("start", "taps", "corner"))
+            return start, taps, corner
+        height, width = fine.shape[-2] // 4, fine.shape[-1] // 4
+        rows, columns = self.count[:height], self.count[:width]
+        start = (first_taps(rows) * fine.shape[-1])[:, None] + first_taps(columns)[None]
+        step = torch.arange(TAPS)
+        taps = (step * fine.shape[-1])[:, None] + step
+        x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+        corner = rows[:, None, None] * COARSE_STRIDE * y + columns[None, :, None] * COARSE_STRIDE * x
+        return start.flatten(), taps.flatten(), corner.flatten(0, 1)
 
     def _best_pixels(self, window0: Tensor, window1: Tensor) -> tuple[Tensor, Tensor]:
         """Windows (M, 36, C) to the best inner pixel (M,) of each image."""
@@ -112,6 +124,15 @@ class FineMatcher(nn.Module):
         return pixel0, column.gather(1, pixel0[:, None])[:, 0]
 
 
+def _tables(matched: Size, size: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """First taps (L,) in the flattened half-resolution map, taps of a window (36,), and corners (L, 2) float32 of matched cells."""
+    rows, columns = first_taps(torch.arange(size[0] // 8)), first_taps(torch.arange(size[1] // 8))
+    width = size[1] // 2
+    start = (rows[: matched[0], None] * width + columns[: matched[1]]).flatten()
+    taps = (torch.arange(TAPS)[:, None] * width + torch.arange(TAPS)).flatten()
+    return start, taps, cell_corners(matched)
+
+
 def cell_corners(cells: Size) -> Tensor:
     """(L, 2) float32: pixel (x, y) of each cell's corner."""
     rows, columns = torch.meshgrid(torch.arange(cells[0]), torch.arange(cells[1]), indexing="ij")
@@ -120,8 +141,8 @@ def cell_corners(cells: Size) -> Tensor:
 
 def _windows(feature: Tensor, start: Tensor, taps: Tensor) -> Tensor:
     """Map (B, C, h, w) and first taps (B, K) to windows (B * K, 36, C), by one gather of rows."""
-    batch, channels, height, width = feature.shape
-    table = feature.permute(0, 2, 3, 1).reshape(batch * height * width, channels)
+    batch, _, height, width = feature.shape
+    table = feature.permute(0, 2, 3, 1).flatten(0, 2)
     if batch > 1:
         start = start + (torch.arange(batch) * (height * width))[:, None]
     index = start.reshape(-1, 1) + taps

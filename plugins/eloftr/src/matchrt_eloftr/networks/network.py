@@ -12,7 +12,7 @@ from matchrt_eloftr.networks.backbone import Backbone, RepVGGBlock, fuse_block
 from matchrt_eloftr.networks.coarse import Cells, CoarseMatcher, cells_of, constant_inside
 from matchrt_eloftr.networks.config import COARSE_STRIDE, TOKEN_STRIDE, Architecture, GraphSettings, Size
 from matchrt_eloftr.networks.fine import FineMatcher
-from matchrt_eloftr.networks.indexing import take
+from matchrt_eloftr.networks.indexing import halves, take
 from matchrt_eloftr.networks.packed import PackedTransformer
 from matchrt_eloftr.networks.pyramid import FinePyramid, folded_pyramid
 from matchrt_eloftr.networks.transformer import FeatureTransformer
@@ -27,7 +27,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 class EfficientLoFTR(nn.Module):
-    """The whole matcher in fixed shapes (EfficientLoFTR, CVPR 2024; MatchAnything, arXiv 2501.07556).
+    """The whole matcher in fixed shapes, or in a range of them (EfficientLoFTR, CVPR 2024; MatchAnything, arXiv 2501.07556).
 
     State dict: 447 tensors in training form, 147 with `deploy`, under upstream's names without a prefix.
     """
@@ -46,11 +46,15 @@ class EfficientLoFTR(nn.Module):
         for number, (matched, full) in enumerate(
             ((settings.matched0, settings.coarse0), (settings.matched1, settings.coarse1))
         ):
-            rows, columns = torch.meshgrid(torch.arange(matched[0]), torch.arange(matched[1]), indexing="ij")
-            self.register_buffer(f"inside{number}", constant_inside(matched, settings.border), persistent=False)
-            self.register_buffer(f"row{number}", rows.flatten().int(), persistent=False)
-            self.register_buffer(f"column{number}", columns.flatten().int(), persistent=False)
-            self.register_buffer(f"cell{number}", (rows * full[1] + columns).flatten().int(), persistent=False)
+            rows, columns = (torch.arange(count, dtype=torch.int32) for count in matched)
+            cells = (rows[:, None] * full[1] + columns).flatten()
+            for name, table in (
+                ("inside", constant_inside(matched, settings.border)),
+                ("row", rows),
+                ("column", columns),
+                ("cell", cells),
+            ):
+                self.register_buffer(f"{name}{number}", table, persistent=False)
 
     def forward(
         self, image0: Tensor, image1: Tensor, valid0: Tensor | None = None, valid1: Tensor | None = None
@@ -68,14 +72,12 @@ class EfficientLoFTR(nn.Module):
         matches = self.coarse_matching(
             self._matched(coarse0, self.settings.matched0),
             self._matched(coarse1, self.settings.matched1),
-            self._cells(0, valid0),
-            self._cells(1, valid1),
+            self._cells(0, coarse0, valid0),
+            self._cells(1, coarse1, valid1),
         )
         map0, map1 = self.pyramid(coarse0, coarse1, middle, fine)
         keypoints0, keypoints1 = self.fine_matching(map0, map1, matches.cell0, matches.cell1)
-        cells = torch.stack(
-            (take(self.get_buffer("cell0"), matches.cell0), take(self.get_buffer("cell1"), matches.cell1)), dim=-1
-        )
+        cells = torch.stack((self._padded_cell(0, matches.cell0), self._padded_cell(1, matches.cell1)), dim=-1)
         count = (matches.score > self.settings.score_floor).to(torch.int32).sum(1, dtype=torch.int32)
         return keypoints0, keypoints1, matches.score, cells, count, matches.candidates
 
@@ -85,7 +87,7 @@ class EfficientLoFTR(nn.Module):
         """
         if self.settings.size0 == self.settings.size1:
             x1, x2, coarse = self.backbone(torch.cat((image0, image1)))
-            coarse0, coarse1 = coarse.chunk(2)
+            coarse0, coarse1 = halves(coarse, image0.shape[0])
             return coarse0, coarse1, [x2], [x1]
         first, second = self.backbone(image0), self.backbone(image1)
         return first[2], second[2], [first[1], second[1]], [first[0], second[0]]
@@ -113,8 +115,7 @@ class EfficientLoFTR(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Fine maps (B, d1, H/2, W/2) of both images."""
         if len(middle) == 1:
-            map0, map1 = self.fine_preprocess(torch.cat((coarse0, coarse1)), middle[0], fine[0]).chunk(2)
-            return map0, map1
+            return halves(self.fine_preprocess(torch.cat((coarse0, coarse1)), middle[0], fine[0]), coarse0.shape[0])
         return (
             self.fine_preprocess(coarse0, middle[0], fine[0]),
             self.fine_preprocess(coarse1, middle[1], fine[1]),
@@ -134,24 +135,31 @@ class EfficientLoFTR(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         tokens0, tokens1 = ((v.float() * (1.0 / TOKEN_STRIDE)).int() for v in (valid0, valid1))
         out0, out1 = packed(coarse0, coarse1, (tokens0, tokens1))
-        shown0, shown1 = (self._shown(number, valid) for number, valid in ((0, valid0), (1, valid1)))
+        shown0, shown1 = self._shown(0, coarse0, valid0), self._shown(1, coarse1, valid1)
         return (out0 * shown0).permute(0, 3, 1, 2), (out1 * shown1).permute(0, 3, 1, 2)
 
-    def _shown(self, number: int, valid: Tensor) -> Tensor:
+    def _shown(self, number: int, coarse: Tensor, valid: Tensor) -> Tensor:
         """(B, h, w, 1) float32: 1 in the valid cells of image `number`."""
-        height, width = self.settings.coarse0 if number == 0 else self.settings.coarse1
-        cells = self._cells(number, valid)
+        cells = self._cells(number, coarse, valid)
         assert cells.bias is not None
-        return (cells.bias == 0).float().reshape(-1, height, width, 1)
+        return (cells.bias == 0).float().reshape(coarse.shape[0], *coarse.shape[2:], 1)
+
+    def _padded_cell(self, number: int, cell: Tensor) -> Tensor:
+        """Matched cells (B, K) as cells of the padded image, int32."""
+        if self.settings.valid == "input":
+            return cell.int()
+        return take(self.get_buffer(f"cell{number}"), cell)
 
     def _matched(self, coarse: Tensor, size: Size) -> Tensor:
-        return _crop(coarse, size).flatten(2).transpose(1, 2)
+        whole = self.settings.valid == "input"
+        return (coarse if whole else _crop(coarse, size)).flatten(2).transpose(1, 2)
 
-    def _cells(self, number: int, valid: Tensor | None) -> Cells:
+    def _cells(self, number: int, coarse: Tensor, valid: Tensor | None) -> Cells:
         if self.settings.valid != "input" or valid is None:
             return Cells(self.get_buffer(f"inside{number}"))
         rows, columns = self.get_buffer(f"row{number}"), self.get_buffer(f"column{number}")
-        return cells_of(valid, rows, columns, self.settings.border)
+        height, width = coarse.shape[-2:]
+        return cells_of(valid, rows[:height], columns[:width], self.settings.border)
 
 
 def prepare_for_export(network: EfficientLoFTR) -> EfficientLoFTR:
@@ -171,6 +179,7 @@ def packed_transformer(transformer: FeatureTransformer, settings: GraphSettings)
         (settings.matched0, settings.matched1),
         settings.position_scale,
         masked=settings.valid == "input",
+        dynamic=settings.smallest is not None,
     ).eval()
 
 

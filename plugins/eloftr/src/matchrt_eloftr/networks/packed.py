@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchrt_eloftr.networks.config import Size
-from matchrt_eloftr.networks.indexing import take
+from matchrt_eloftr.networks.indexing import halves, take
 from matchrt_eloftr.networks.transformer import (
     AGGREGATION,
     AggregatedAttention,
@@ -114,15 +114,25 @@ def _tokens(x: Tensor) -> Tensor:
 
 
 class PackedTransformer(nn.Module):
-    """A `FeatureTransformer` for fixed coarse sizes (rows, columns); `masked` if valid rectangles are inputs."""
+    """A `FeatureTransformer` for fixed coarse sizes (rows, columns); `masked` if valid rectangles are inputs.
+
+    `dynamic`: `cells` are the largest sizes, and smaller ones use the first entries of the tables. Positions count from the top
+    left and a matrix depends on the valid size alone, so these are the same numbers.
+    """
 
     def __init__(
-        self, transformer: FeatureTransformer, cells: tuple[Size, Size], scale: tuple[float, float], *, masked: bool
+        self,
+        transformer: FeatureTransformer,
+        cells: tuple[Size, Size],
+        scale: tuple[float, float],
+        *,
+        masked: bool,
+        dynamic: bool = False,
     ) -> None:
         super().__init__()
         layers = [layer for layer in transformer.layers if isinstance(layer, AggregatedAttention)]
         channels = layers[0].q_proj.in_features
-        self.masked = masked
+        self.masked, self.dynamic = masked, dynamic
         self.tokens = tuple((h // AGGREGATION, w // AGGREGATION) for h, w in cells)
         self.layers = nn.ModuleList(PackedAttention(layer, rotary=index % 2 == 0) for index, layer in enumerate(layers))
         for number, (h, w) in enumerate(self.tokens):
@@ -137,31 +147,42 @@ class PackedTransformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Coarse features (B, C, h, w) to (B, h, w, C); `valid` holds each image's valid (height, width) in tokens, (B, 2)."""
         x0, x1 = coarse0.permute(0, 2, 3, 1), coarse1.permute(0, 2, 3, 1)
-        grid0 = self._grid(0, valid[0] if valid else None)
-        grid1 = self._grid(1, valid[1] if valid else None)
+        grid0 = self._grid(0, x0, valid[0] if valid else None)
+        grid1 = self._grid(1, x1, valid[1] if valid else None)
         both = _stack(grid0, grid1) if self.tokens[0] == self.tokens[1] else None
         for index in range(0, len(self.layers), 2):
             within, across = self.layers[index], self.layers[index + 1]
             if both is not None:
                 stacked = torch.cat((x0, x1))
-                x0, x1 = within(stacked, stacked, both, both).chunk(2)
+                x0, x1 = halves(within(stacked, stacked, both, both), x0.shape[0])
             else:
                 x0, x1 = within(x0, x0, grid0, grid0), within(x1, x1, grid1, grid1)
             x0 = across(x0, x1, grid0, grid1)
             x1 = across(x1, x0, grid1, grid0)
         return x0, x1
 
-    def _grid(self, number: int, valid: Tensor | None) -> Grid:
+    def _grid(self, number: int, x: Tensor, valid: Tensor | None) -> Grid:
         rotary = self.get_buffer(f"cosine{number}"), self.get_buffer(f"sine{number}")
         rows, columns = self.get_buffer(f"rows{number}"), self.get_buffer(f"columns{number}")
         if valid is None:
             return Grid(rotary, rows, columns)
         (h, w), (height, width) = self.tokens[number], (valid[:, :1], valid[:, 1:])
-        shown_rows = torch.arange(h, dtype=valid.dtype) < height
-        shown_columns = torch.arange(w, dtype=valid.dtype) < width
-        shown = (shown_rows[:, :, None] & shown_columns[:, None, :]).flatten(1)
+        count_rows, count_columns = (torch.arange(n, dtype=valid.dtype) for n in (h, w))
+        rows, columns = take(rows, height[:, 0] - 1), take(columns, width[:, 0] - 1)
+        if self.dynamic:
+            full = h, w
+            h, w = x.shape[1] // AGGREGATION, x.shape[2] // AGGREGATION
+            count_rows, count_columns = count_rows[:h], count_columns[:w]
+            rows, columns = rows[:, : x.shape[1], :h], columns[:, : x.shape[2], :w]
+            rotary = _corner(rotary[0], full, (h, w)), _corner(rotary[1], full, (h, w))
+        shown = ((count_rows < height)[:, :, None] & (count_columns < width)[:, None, :]).flatten(1)
         bias = (1.0 - shown.to(rows.dtype))[:, None, None, :] * HIDDEN_KEY
-        return Grid(rotary, take(rows, height[:, 0] - 1), take(columns, width[:, 0] - 1)[:, None], bias)
+        return Grid(rotary, rows, columns[:, None], bias)
+
+
+def _corner(table: Tensor, full: Size, size: Size) -> Tensor:
+    """The top left part of a table (rows * columns, C) of a grid of `full` (rows, columns), in the same form."""
+    return table.reshape(*full, -1)[: size[0], : size[1]].reshape(size[0] * size[1], -1)
 
 
 def _upsampling(size: int, masked: bool) -> Tensor:
