@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from matchrt.errors import ExportError
-from matchrt.graph.lower import lower_opset
+from matchrt.graph.opset import lower_opset
 
 X = np.random.default_rng(0).normal(size=(2, 6, 4)).astype(np.float32)
 
@@ -71,7 +71,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 def test_a_lowered_graph_computes_the_same(name: str, opset: int) -> None:
     model = MODELS[name]()
     if name == "layer normalisation" and opset == 16:
-        with pytest.raises(ExportError, match=r"LayerNormalization.*exists since opset 17"):
+        with pytest.raises(ExportError, match=r"LayerNormalization.*the operator is new in 17"):
             lower_opset(model, opset)
         return
     before = model.SerializeToString()
@@ -91,15 +91,13 @@ def test_what_cannot_be_lowered_is_named() -> None:
         one=axes(1),
         inferred=False,
     )
-    with pytest.raises(
-        ExportError, match=r"'reduces' \(ReduceMax\) cannot be written at opset 17: its axes are computed"
-    ):
+    with pytest.raises(ExportError, match=r"ReduceMax 'reduces' cannot be written .*: axes that are computed"):
         lower_opset(computed, 17)
     padded = model_of(helper.make_node("Pad", ["x", "p", "", "a"], ["y"], name="pads"), p=axes(1, 1), a=axes(2))
-    with pytest.raises(ExportError, match="it pads chosen axes"):
+    with pytest.raises(ExportError, match="Pad over chosen axes"):
         lower_opset(padded, 17)
     mish = model_of(helper.make_node("Mish", ["x"], ["y"]))
-    with pytest.raises(ExportError, match="exists since opset 18"):
+    with pytest.raises(ExportError, match="the operator is new in 18"):
         lower_opset(mish, 17)
     with pytest.raises(ExportError, match="only opset 18 can be lowered"):
         lower_opset(model_of(helper.make_node("Relu", ["x"], ["y"]), opset=17), 16)

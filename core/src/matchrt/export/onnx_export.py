@@ -15,7 +15,7 @@ import onnx
 import torch
 
 from matchrt.errors import ExportError, UsageError
-from matchrt.graph.lower import lower_opset
+from matchrt.graph.opset import lower_opset
 from matchrt.model import Axis, ExampleInputs, NetworkSpec, Target
 
 OLDEST_OPSET, DYNAMO_OPSET, NEWEST_OPSET = 16, 18, 22

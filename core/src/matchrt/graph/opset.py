@@ -1,6 +1,7 @@
-"""Write an opset-18 graph at opset 17, for TensorRT 8: the same operators in the older spelling.
+"""Write an opset-18 graph at opset 17 or 16: the same operators in the older spelling, dynamic axes kept.
 
-TensorRT 8.6 documents opset 17. It does not refuse a newer one: it overlooks axes that opset 18 turned into inputs.
+torch's exporter writes opset 18 at least, and onnx's own version converter stops at Pad. TensorRT 8.6 documents opset 17; it does not
+refuse a newer one: it overlooks axes that opset 18 turned into inputs.
 """
 
 from __future__ import annotations
@@ -31,13 +32,23 @@ NEW_IN_18 = frozenset(
 )  # fmt: skip
 
 
+NEW_IN_17 = frozenset(
+    ("BlackmanWindow", "DFT", "HammingWindow", "HannWindow", "LayerNormalization", "MelWeightMatrix", "STFT")
+)
+
+
 def to_opset_17(model: ModelProto) -> ModelProto:
     """A copy at opset 17; models of another opset than 18 are returned as they are. Results are equal.
 
     Raises `ExportError` for what opset 17 cannot say: axes that are computed, operators and modes that are new in 18.
     """
-    if opset(model) != 18:
-        return model
+    return model if opset(model) != 18 else lower_opset(model, 17)
+
+
+def lower_opset(model: ModelProto, wanted: int) -> ModelProto:
+    """A copy of an opset-18 model at opset 17 or 16. Raises `ExportError` as `to_opset_17`, and for another pair of opsets."""
+    if opset(model) != 18 or wanted not in (16, 17):
+        raise ExportError(f"only opset 18 can be lowered, to 16 or 17; asked from {opset(model)} to {wanted}")
     older = copy_model(model)
     lift_constants(older.graph)
     root = View(older.graph)
@@ -46,17 +57,19 @@ def to_opset_17(model: ModelProto) -> ModelProto:
         view.constants = {**root.constants, **view.constants}
         for node in graph.node:
             if node.domain in ("", "ai.onnx"):
-                _convert(node, view)
+                _convert(node, view, wanted)
     for entry in older.opset_import:
         if entry.domain in ("", "ai.onnx"):
-            entry.version = 17
+            entry.version = wanted
     remove_dead(older.graph)
     return older
 
 
-def _convert(node: NodeProto, view: View) -> None:
+def _convert(node: NodeProto, view: View, wanted: int) -> None:
     if node.op_type in NEW_IN_18:
         raise _impossible(node, "the operator is new in 18")
+    if wanted < 17 and node.op_type in NEW_IN_17:
+        raise _impossible(node, "the operator is new in 17")
     if node.op_type in REDUCTIONS:
         _reduction(node, view)
     elif node.op_type == "Split":
@@ -66,8 +79,10 @@ def _convert(node: NodeProto, view: View) -> None:
         _only_default(node, "keep_aspect_ratio_policy", b"stretch")
         if attribute(node, "axes") is not None:
             raise _impossible(node, "Resize over chosen axes")
-    elif node.op_type == "Pad" and len(node.input) > 3 and node.input[3]:
-        raise _impossible(node, "Pad over chosen axes")
+    elif node.op_type == "Pad":
+        if len(node.input) > 3 and node.input[3]:
+            raise _impossible(node, "Pad over chosen axes")
+        del node.input[3:]
     elif node.op_type in ("ScatterElements", "ScatterND") and attribute(node, "reduction", b"none") in (b"min", b"max"):
         raise _impossible(node, "reduction by minimum or maximum")
 
@@ -104,8 +119,8 @@ def _only_default(node: NodeProto, name: str, default: object) -> None:
 
 def _impossible(node: NodeProto, what: str) -> ExportError:
     return ExportError(
-        f"{node.op_type} {node.name!r} cannot be written at opset 17: {what}",
-        hint="export with --opset 17 or build with TensorRT 10",
+        f"{node.op_type} {node.name!r} cannot be written at an older opset than 18: {what}",
+        hint="convert with --opset 18, and build with TensorRT 10 or newer",
     )
 
 
