@@ -75,6 +75,23 @@ def test_softmax_over_queries_is_no_attention() -> None:
     assert find_attention(model) == []
 
 
+def test_an_expectation_over_constants_is_no_attention() -> None:
+    """softmax(q kᵀ) times fixed offsets: a sub-pixel position, say."""
+    text = f"{THREE.replace('[6,5,8] y', '[6,5,2] y')} {{ {KT3} l = MatMul(q, t) w = Softmax(l) y = MatMul(w, o) }}"
+    model = graph(text, o=normal(7, 2))
+    assert find_attention(model) == []
+    assert fast_attention(model) is model
+
+
+def test_lifting_takes_recorded_shapes_along() -> None:
+    """Exporters record the three dimensions of what stands between the products."""
+    model = onnx.shape_inference.infer_shapes(graph(FORMS["three, scale after"], **S))
+    assert any(v.name == "w" for v in model.graph.value_info)
+    fast = fast_attention(model)
+    onnx.checker.check_model(fast, full_check=True)
+    assert len(shapes(fast)["w"]) == 4
+
+
 def test_exports_of_torch_are_recognised(tmp_path: object) -> None:
     """SDPA with and without mask, MultiheadAttention and a hand-written block, by torch's own exporter."""
     import io

@@ -167,7 +167,7 @@ def test_a_bundle_with_dynamic_sizes_equals_one_of_that_size(
         argv = ["convert", "eloftr", "--weights", str(checkpoints["eloftr"]), "-o", str(tmp_path / name), *options]
         assert cli([*argv, "--set", "recipe=stretch"]) == 0
         capfd.readouterr()
-        match = ["match", str(tmp_path / name), str(photographs.first), str(photographs.second), "--threshold", "0.05"]
+        match = ["match", str(tmp_path / name), str(photographs.first), str(photographs.second), "--threshold", "0.001"]
         wanted = ["--set", "input_size=480x832"] if name == "ranged" else []
         assert cli([*match, *wanted, "--json", "--save", str(tmp_path / f"{name}.npz")]) == 0
         answers[name] = json.loads(capfd.readouterr().out)["matches"]
