@@ -37,6 +37,15 @@ def weight_rules() -> Sequence[Rule]:
 
 
 @hookimpl
+def settings_from_weights(names: Sequence[str]) -> Mapping[str, object] | None:
+    """A RoMa checkpoint decides no setting; a known other network is refused by name."""
+    from matchrt_roma.weights import refuse_strangers
+
+    refuse_strangers(names)
+    return None
+
+
+@hookimpl
 def build_network(matcher: MatcherSpec, variant: Variant, settings: Settings) -> torch.nn.Module:
     """The owner of all weights; its parts are attributes, made from the weights when they are asked for."""
     from matchrt_roma.build import build
