@@ -202,7 +202,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bundle = options.bundle or Path(folder) / "roma"
         receipt: dict[str, Any] = {
-            "what": f"matchanything-roma:{options.variant}, random weights, {options.size} and {options.upsample_size}, symmetric, float32, CPU",
+            "what": f"matchanything-roma:{options.variant}, random weights, symmetric, float32, CPU",
+            "sizes": [options.size, options.upsample_size],
             "date": now(),
             "machine": machine(),
             "threads": options.threads,
