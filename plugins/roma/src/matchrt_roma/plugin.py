@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matchrt.hooks import hookimpl
-from matchrt.model import ExampleInputs, MatcherSpec, Parity, Settings, Target, Tolerance, Variant
+from matchrt.model import ExampleInputs, MatcherSpec, Parity, PrecisionRule, Settings, Target, Tolerance, Variant
 from matchrt_roma.spec import MATCHANYTHING, ROMA
 
 if TYPE_CHECKING:
@@ -68,6 +68,14 @@ def example_inputs(matcher: MatcherSpec, variant: Variant, settings: Settings) -
     from matchrt_roma.build import examples
 
     return examples(matcher, variant, settings)
+
+
+@hookimpl
+def precision_rules() -> Sequence[PrecisionRule]:
+    """The Gaussian process, coordinates, flow and certainty stay in float32."""
+    from matchrt_roma.precision import RULES
+
+    return RULES
 
 
 @hookimpl
