@@ -277,4 +277,6 @@ def test_heat_map_on_grey_with_a_scale() -> None:
     assert changed[:, 1].max() < 150
     colours = {tuple(c) for c in named[changed[:, 0], changed[:, 1]]}
     assert {tuple(c) for c in canvas.colours(np.array([0.0, 1.0]))} <= colours
-    assert np.array_equal(heat_map(np.zeros((6, 6, 3), np.uint8), np.zeros((2, 2)), opacity=0, legend="x"), np.zeros((6, 6, 3)))
+    assert np.array_equal(
+        heat_map(np.zeros((6, 6, 3), np.uint8), np.zeros((2, 2)), opacity=0, legend="x"), np.zeros((6, 6, 3))
+    )

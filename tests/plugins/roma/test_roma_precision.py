@@ -108,7 +108,9 @@ def test_the_networks_compute_in_half(prepared: dict[str, PreparedGraph]) -> Non
     for name in ("vit", "pyramid", "pyramid8", "coarse", "coarse_final", "refine", "upsample"):
         graph = prepared[name].model.graph
         types = TypeTable(graph, 18)
-        wide = {n.name.split("/")[0] for n in graph.node if n.op_type in ("Conv", "MatMul") and types[n.output[0]] == FLOAT}
+        wide = {
+            n.name.split("/")[0] for n in graph.node if n.op_type in ("Conv", "MatMul") and types[n.output[0]] == FLOAT
+        }
         assert all(w.endswith((".out_conv", "to_out")) for w in wide), (name, wide)
         assert any(n.op_type in ("Conv", "MatMul") and types[n.output[0]] == HALF for n in graph.node)
 

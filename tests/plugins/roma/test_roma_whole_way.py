@@ -99,9 +99,7 @@ def test_true_names_convert_with_every_tensor_accounted_for(
     assert described["fits"][0]["share"] == 1.0
 
 
-def test_the_command_line_agrees_with_romatch(
-    files: Files, tmp_path: Path, cli: Cli, pair: tuple[Path, Path]
-) -> None:
+def test_the_command_line_agrees_with_romatch(files: Files, tmp_path: Path, cli: Cli, pair: tuple[Path, Path]) -> None:
     """Images to dense warp through the bundle, against upstream's own `match` on the same files."""
     out = json.loads(cli("convert", "roma", *files.weights, *SIZES, "-o", tmp_path / "bundle", "--json"))
     assert out["check"]["passed"]

@@ -8,7 +8,22 @@ from __future__ import annotations
 
 from matchrt.model import PrecisionRule
 
-ARITHMETIC = ("Add", "Sub", "Mul", "Div", "Max", "Min", "MatMul", "Gemm", "Neg", "Abs", "Clip", "Softmax", "Sigmoid", "Resize")
+ARITHMETIC = (
+    "Add",
+    "Sub",
+    "Mul",
+    "Div",
+    "Max",
+    "Min",
+    "MatMul",
+    "Gemm",
+    "Neg",
+    "Abs",
+    "Clip",
+    "Softmax",
+    "Sigmoid",
+    "Resize",
+)
 """Operators that round. Those that only move values take the type they are given."""
 
 RULES = (
