@@ -159,7 +159,7 @@ class Matches:
         from matchrt.draw.dense import heat_map
 
         images, warp = self._dense("drawn as a heat map")
-        return heat_map(images[0].pixels, warp.certainty[0], path=path)
+        return heat_map(images[0].pixels, warp.certainty[0], grey=True, legend="certainty", path=path)
 
     def _dense(self, what: str) -> tuple[tuple[Image, Image], DenseWarp]:
         if self.warp is None or self.images is None:

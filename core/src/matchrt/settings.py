@@ -65,11 +65,21 @@ class Setting:
                 )
                 raise UsageError(f"{self.name}: {format_value(value)} ({origin}) is out of range; it must be {bounds}")
             if self.multiple_of and number % self.multiple_of:
+                near = _near(value, self.multiple_of)
                 raise UsageError(
-                    f"{self.name}: {format_value(value)} ({origin}) is not a multiple of {self.multiple_of}"
+                    f"{self.name}: {format_value(value)} ({origin}) is not a multiple of {self.multiple_of}",
+                    hint=f"nearest: {format_value(near)}",
                 )
         if self.choices and value not in self.choices:
             raise UsageError(f"{self.name}: {value!r} ({origin}) is not one of {', '.join(self.choices)}")
+
+
+def _near(value: Value, divisor: int) -> Value:
+    """The multiple of `divisor` that is nearest to each of the numbers, and not 0."""
+    if isinstance(value, tuple):
+        return max(1, round(value[0] / divisor)) * divisor, max(1, round(value[1] / divisor)) * divisor
+    assert isinstance(value, (int, float))
+    return max(1, round(value / divisor)) * divisor
 
 
 def _wanted(setting: Setting) -> str:

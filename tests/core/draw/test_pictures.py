@@ -264,3 +264,19 @@ def test_heat_map(tmp_path: Path) -> None:
     assert wide.shape == (48, 2400, 3)
     with pytest.raises(UsageError, match=r"\(3, 4, 5\)"):
         heat_map(image, np.zeros((3, 4, 5)))
+
+
+def test_heat_map_on_grey_with_a_scale() -> None:
+    image = np.zeros((200, 300, 3), np.uint8)
+    image[..., 0] = 200
+    plain = heat_map(image, np.zeros((4, 4)), opacity=0.0, grey=True)
+    assert (plain == 60).all()  # 0.299 of 200
+    named = heat_map(image, np.zeros((4, 4)), opacity=0.0, grey=True, legend="certainty")
+    changed = np.argwhere((named != plain).any(axis=2))
+    assert changed[:, 0].min() > 150
+    assert changed[:, 1].max() < 150
+    colours = {tuple(c) for c in named[changed[:, 0], changed[:, 1]]}
+    assert {tuple(c) for c in canvas.colours(np.array([0.0, 1.0]))} <= colours
+    assert np.array_equal(
+        heat_map(np.zeros((6, 6, 3), np.uint8), np.zeros((2, 2)), opacity=0, legend="x"), np.zeros((6, 6, 3))
+    )

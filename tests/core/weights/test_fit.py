@@ -51,6 +51,7 @@ def test_fits_are_ranked_by_share_of_names_with_equal_shapes() -> None:
 def test_what_a_second_file_provides_does_not_count_against_a_fit() -> None:
     (found,) = fit({"head.w": (2,), "n": (), "t": (1,)}, [FILLED])
     assert (found.share, found.backfillable, found.dropped, found.missing) == (1.0, 50, 2, 0)
+    assert found.sources == ("dinov2",)
 
 
 def test_layout_rules_work_on_shapes_alone() -> None:

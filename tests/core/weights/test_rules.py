@@ -21,6 +21,7 @@ from matchrt.weights.rules import (
     Drop,
     Interleave,
     Permute,
+    Refuse,
     Rename,
     Reshape,
     Rule,
@@ -281,3 +282,16 @@ def test_rules_report_headers_and_fetch_load_without_torch() -> None:
     code += f"print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_refused_file_is_named_with_the_key_that_gives_it_away() -> None:
+    rule = Refuse(r"register_.*", "is a ViT with registers", "give the plain one")
+    with pytest.raises(WeightsError) as error:
+        apply({"a": torch.zeros(1), "register_tokens": torch.zeros(4)}, [rule])
+    assert error.value.message == "file.pth is a ViT with registers ('register_tokens')"
+    assert error.value.hint == "give the plain one"
+    assert set(apply({"a": torch.zeros(1)}, [rule]).tensors) == {"a"}
+    with pytest.raises(WeightsError, match=r"second\.pth is"):
+        apply({"a": torch.zeros(1)}, [Backfill("b", "second", (rule,))], second={"register_tokens": torch.zeros(4)})
+    with pytest.raises(PluginError, match="reason"):
+        Refuse("x", " ", "")

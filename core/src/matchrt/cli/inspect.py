@@ -81,8 +81,9 @@ def _inspect_checkpoint(path: Path, as_json: bool) -> None:
             f"reading {path} needs {error.name}, which is not installed", hint="pip install 'matchrt[convert]'"
         ) from None
     fits = _fits(description)
+    notes = _second_files(fits)
     if as_json:
-        print_json({"kind": "checkpoint", **description.to_dict(), "fits": fits})
+        print_json({"kind": "checkpoint", **description.to_dict(), "fits": fits, "second_files": notes})
         return
     print_facts(
         [
@@ -103,13 +104,41 @@ def _inspect_checkpoint(path: Path, as_json: bool) -> None:
             f["missing"],
             f["unexpected"],
             f["misshapen"],
+            f"{f['backfillable']} {', '.join(f['sources'])}" if f["backfillable"] else "",
             f["problem"],
         )
         for f in fits
     ]
     if rows:
-        columns = ("fits", "share", "matched", "missing", "unexpected", "misshapen", "remark")
+        columns = ("fits", "share", "matched", "missing", "unexpected", "misshapen", "second file", "remark")
         print_table(columns, rows, "names and shapes after each matcher's rules")
+    for note in notes:
+        click.echo(
+            f"{note['role']}: {note['tensors']} of the network's tensors come from a second file, {note['option']} FILE"
+        )
+        click.echo(f"  {note['note']}")
+
+
+def _second_files(fits: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The second files that the best fit needs besides this one, each once."""
+    from matchrt.plugins import get_plugins
+
+    if not fits or fits[0]["share"] < 1:
+        return []
+    best = fits[0]
+    variant = get_plugins().matcher(best["matcher"]).variant(best["variant"])
+    return [
+        {
+            "role": file.role,
+            "option": f"--weights-{file.role}",
+            "file": file.filename,
+            "url": file.url,
+            "tensors": best["backfillable"],
+            "note": file.note or f"for example {file.filename}",
+        }
+        for file in variant.weights
+        if file.role in best["sources"]
+    ]
 
 
 def _fits(description: CheckpointDescription) -> list[dict[str, Any]]:

@@ -21,14 +21,20 @@ def heat_map(
     low: float = 0.0,
     high: float = 1.0,
     opacity: float = 0.6,
+    grey: bool = False,
+    legend: str = "",
     path: str | os.PathLike[str] | None = None,
 ) -> UInt8Array:
     """Lay a map such as the certainty over an image; returns RGB uint8 (H, W, 3), at most 2400 wide.
 
     `image` is uint8 (H, W) or (H, W, 3); `values` is float (h, w) of any size over the same area, coloured from `low` to
-    `high` by viridis. Values that are not finite leave the image as it is.
+    `high` by viridis. Values that are not finite leave the image as it is. `grey` takes the image's own colours away, so that all
+    colour is the map's; `legend` names the map beside a scale in the lower left corner.
     """
     pixels = _readable(canvas.as_rgb(np.asarray(image)))
+    if grey:
+        luma = np.round(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+        pixels = np.repeat(luma[..., None], 3, axis=2)
     values = np.asarray(values, np.float32)
     if values.ndim != 2 or values.size == 0:
         raise UsageError(f"a heat map is (h, w); got shape {values.shape}")
@@ -36,7 +42,28 @@ def heat_map(
     known = canvas.resize(np.isfinite(values).astype(np.float32), size, smooth=True)
     level = canvas.resize(np.nan_to_num(values, nan=low, posinf=high, neginf=low), size, smooth=True)
     colour = canvas.colours(level.ravel(), low=low, high=high).reshape(pixels.shape)
-    return _finished(_blend(pixels, colour, opacity * known), path)
+    blended = _blend(pixels, colour, opacity * known)
+    return _finished(_with_legend(blended, legend, low, high) if legend else blended, path)
+
+
+def _with_legend(picture: UInt8Array, legend: str, low: float, high: float) -> UInt8Array:
+    """A strip of the map's colours from `low` to `high`, with both numbers and the map's name, on a dark ground."""
+    from PIL import Image, ImageDraw
+
+    height, width = picture.shape[:2]
+    size = float(np.clip(min(height, width) / 32, 10, 28))
+    text, font = canvas.fitting(f"{low:g} {legend} {high:g}", width - 2 * size, size)
+    length, thick, margin = round(font.getlength(text)), round(size / 2), round(size / 2)
+    top = height - round(1.3 * size) - thick - 2 * margin
+    if not text or top < 0:
+        return picture
+    picture = picture.copy()
+    picture[top:, : length + 2 * margin] //= 4
+    strip = canvas.colours(np.linspace(low, high, length), low=low, high=high)
+    picture[top + margin : top + margin + thick, margin : margin + length] = strip
+    image = Image.fromarray(picture)
+    ImageDraw.Draw(image).text((margin, top + margin + thick), text, (255, 255, 255), font)
+    return np.asarray(image)
 
 
 def warp_overlay(

@@ -15,9 +15,7 @@ from matchrt.backends.onnxruntime import OnnxRuntimeBackend
 from matchrt.errors import VerificationError
 from matchrt.export.compare import MatchDifference, TensorDifference, compare_matches, compare_tensors
 from matchrt.export.onnx_export import named_outputs
-from matchrt.images.image import Image
 from matchrt.images.read import read_image
-from matchrt.matches import Matches
 from matchrt.model import MatcherSpec, NetworkSpec, Parity, Settings, Step, Variant
 from matchrt.plugins.dispatch import MatcherHooks
 from matchrt.progress import Progress, stage
@@ -82,67 +80,63 @@ def run_check(
     pairs: Sequence[tuple[str, Any, Any]],
     progress: Progress,
 ) -> CheckResult:
-    """Compare every network on equal inputs, and the matches of the two whole ways, for each (name, image0, image1) of `pairs`."""
+    """Compare every network on equal inputs, and the matches of the two whole ways, for each (name, image0, image1) of `pairs`.
+
+    A graph is open only from its first step to its last, so that a large matcher's graphs are not all in memory at once.
+    """
     spec = hooks.matcher
     steps = spec.steps_of(variant)
     parity = hooks.parity(variant)
-    backend = OnnxRuntimeBackend()
-    with stage(progress, "check against PyTorch", len(pairs) * len(steps) + len(graphs)):
+    last = {step.network: number for number, step in enumerate(steps)}
+    tensors: list[TensorDifference] = []
+    with stage(progress, "check against PyTorch", len(pairs) * len(steps)):
+        runs = [_Run(name, *_prepared(hooks, settings, image0, image1)) for name, image0, image1 in pairs]
         sessions: dict[str, Session] = {}
-        for name, path in graphs.items():
-            sessions[name] = backend.open(name, path, {}).session()
-            progress.advance()
-        tensors: list[TensorDifference] = []
-        matches: list[MatchDifference] = []
-        for name, image0, image1 in pairs:
-            found = _check_pair(
-                _Way(hooks, spec, steps, settings, parity), network, sessions, name, (image0, image1), progress
-            )
-            tensors += found[0]
-            matches.append(found[1])
-    return CheckResult(tuple(tensors), tuple(matches), parity)
+        for number, step in enumerate(steps):
+            if step.network not in sessions:
+                sessions[step.network] = OnnxRuntimeBackend().open(step.network, graphs[step.network], {}).session()
+            for run in runs:
+                progress.advance(0, step.network)
+                tensors += run.check(step, spec.network(step.network), network, sessions[step.network], parity)
+                progress.advance()
+            if last[step.network] == number:
+                del sessions[step.network]
+        matches = tuple(run.compare(hooks, settings, parity) for run in runs)
+    return CheckResult(tuple(tensors), matches, parity)
 
 
-@dataclass(frozen=True)
-class _Way:
-    hooks: MatcherHooks
-    spec: MatcherSpec
-    steps: tuple[Step, ...]
-    settings: Settings
-    parity: Parity
-
-    def prepare(self, images: tuple[Image, Image]) -> tuple[Tensors, Any]:
-        tensors, geometry = self.hooks.preprocess(images, self.settings)
-        return dict(tensors), geometry
-
-    def finish(self, tensors: Tensors, geometry: Any) -> Matches:
-        return self.hooks.postprocess(tensors, geometry, self.settings)
+def _prepared(hooks: MatcherHooks, settings: Settings, image0: Any, image1: Any) -> tuple[Tensors, Tensors, Any]:
+    tensors, geometry = hooks.preprocess((read_image(image0), read_image(image1)), settings)
+    return dict(tensors), dict(tensors), geometry
 
 
-def _check_pair(
-    way: _Way,
-    network: torch.nn.Module,
-    sessions: Mapping[str, Session],
-    name: str,
-    images: tuple[Any, Any],
-    progress: Progress,
-) -> tuple[list[TensorDifference], MatchDifference]:
-    prepared, geometry = way.prepare((read_image(images[0]), read_image(images[1])))
-    reference, converted = dict(prepared), dict(prepared)
-    differences = []
-    for step in way.steps:
-        spec = way.spec.network(step.network)
-        inputs = {n: reference[s] for n, s in step.inputs.items()}
+@dataclass
+class _Run:
+    """One pair on its way through PyTorch (`reference`) and through the graphs (`converted`)."""
+
+    name: str
+    reference: Tensors
+    converted: Tensors
+    geometry: Any
+
+    def check(
+        self, step: Step, spec: NetworkSpec, network: torch.nn.Module, session: Session, parity: Parity
+    ) -> list[TensorDifference]:
+        """Both on the reference's tensors, compared; then the graph on its own."""
+        inputs = {n: self.reference[s] for n, s in step.inputs.items()}
         expected = run_network(network, spec, inputs)
-        differences += compare_tensors(spec, expected, sessions[step.network].run(inputs), way.parity)
-        own = sessions[step.network].run({n: converted[s] for n, s in step.inputs.items()})
-        reference.update({t: expected[n] for n, t in step.outputs.items()})
-        converted.update({t: own[n] for n, t in step.outputs.items()})
-        progress.advance()
-    match_difference = compare_matches(
-        name, way.finish(reference, geometry), way.finish(converted, geometry), way.parity.coordinate_px
-    )
-    return differences, match_difference
+        differences = compare_tensors(spec, expected, session.run(inputs), parity)
+        own = session.run({n: self.converted[s] for n, s in step.inputs.items()})
+        self.reference.update({t: expected[n] for n, t in step.outputs.items()})
+        self.converted.update({t: own[n] for n, t in step.outputs.items()})
+        return differences
+
+    def compare(self, hooks: MatcherHooks, settings: Settings, parity: Parity) -> MatchDifference:
+        """The matches of both ways."""
+        reference, converted = (
+            hooks.postprocess(tensors, self.geometry, settings) for tensors in (self.reference, self.converted)
+        )
+        return compare_matches(self.name, reference, converted, parity.coordinate_px)
 
 
 def run_network(network: torch.nn.Module, spec: NetworkSpec, inputs: Mapping[str, np.ndarray]) -> Tensors:

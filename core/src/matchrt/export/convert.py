@@ -16,7 +16,7 @@ from matchrt.bundle.manifest import FILE_NAME, BundleManifest
 from matchrt.errors import UsageError
 from matchrt.export.check import CheckResult, run_check
 from matchrt.export.describe import Built, build_manifest
-from matchrt.export.onnx_export import check_opset, export_network, save_model
+from matchrt.export.onnx_export import check_opset, export_network, save_model, without_nodes
 from matchrt.export.weights import LoadedWeights, load_weights, random_weights, read_weights
 from matchrt.files.atomic import atomic_folder
 from matchrt.graph.passes import BUILT_IN, run_passes
@@ -163,7 +163,7 @@ def _export(
             passes = (*BUILT_IN, *hooks.graph_passes(target, Stage.EXPORT, spec.name))
             model = run_passes(model, passes, spec.name)
             side = save_model(model, folder / f"{spec.name}.onnx")
-            built.append(Built(spec, model, examples[spec.name], side, tuple(patches), passes))
+            built.append(Built(spec, without_nodes(model), examples[spec.name], side, tuple(patches), passes))
             progress.advance(1)
     return built
 

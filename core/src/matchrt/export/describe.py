@@ -44,7 +44,7 @@ TOOLS = ("matchrt", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 @dataclass(frozen=True)
 class Built:
-    """One exported network and what shaped it."""
+    """One exported network and what shaped it. `model` has its inputs and outputs, without nodes and weights."""
 
     spec: NetworkSpec
     model: onnx.ModelProto

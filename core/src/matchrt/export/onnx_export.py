@@ -22,6 +22,10 @@ OLDEST_OPSET, DYNAMO_OPSET, NEWEST_OPSET = 16, 18, 22
 """GridSample arrives with opset 16. Opset 23 turns attention into an operator that TensorRT-RTX refuses in float32."""
 
 
+LARGEST_FILE = 1_900_000_000
+"""Bytes of weights that an ONNX file holds itself; protobuf's limit for the whole is 2 GiB."""
+
+
 class _Named(torch.nn.Module):
     """Calls a network and returns its outputs as a flat tuple, whatever container it uses."""
 
@@ -164,10 +168,19 @@ def _quiet() -> Iterator[None]:
             log.setLevel(level)
 
 
+def without_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model`'s opsets, inputs and outputs alone: what the manifest needs, once the file is written."""
+    header = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    header.graph.name = model.graph.name
+    header.graph.input.extend(model.graph.input)
+    header.graph.output.extend(model.graph.output)
+    return header
+
+
 def save_model(model: onnx.ModelProto, path: Path) -> Path | None:
-    """Write `model`; weights go inside below 2 GB, else into one side file, whose path is returned."""
+    """Write `model`; weights go inside below `LARGEST_FILE`, else into one side file, whose path is returned."""
     size = sum(len(t.raw_data) or 4 * len(t.float_data) for t in model.graph.initializer)
-    if size < 1_900_000_000:
+    if size < LARGEST_FILE:
         onnx.save_model(model, str(path))
         return None
     side = path.with_name(path.name + ".data")

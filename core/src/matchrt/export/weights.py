@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from matchrt.weights.apply import PRIMARY, apply_rules
 from matchrt.weights.fit import better_fit, fit
 from matchrt.weights.locate import find_weights
 from matchrt.weights.readers import Checkpoint, read_checkpoint
+from matchrt.weights.report import WeightReport
 
 CLASSES = ("loaded", "backfilled", "dropped", "missing", "unexpected", "misshapen")
 
@@ -99,6 +101,7 @@ def load_weights(
     try:
         remapped = apply_rules(checkpoints, rules)
         report = account(remapped, network_state(network), allow_missing)
+        _require_second_files(spec, variant, report)
         load_into(network, remapped, report)
     except WeightsError as error:
         hint = _hint(plugins, spec, variant, main, error)
@@ -108,6 +111,22 @@ def load_weights(
         for (role, path), checkpoint in zip(paths.items(), checkpoints.values(), strict=True)
     )
     return network.eval(), LoadedWeights(sources, None, _licence(spec, variant), report.to_dict())
+
+
+def _require_second_files(spec: MatcherSpec, variant: Variant, report: WeightReport) -> None:
+    """Raise `WeightsError` that names the second file, where all that is wrong is that it was not given."""
+    missing = report.of_parameters("missing")
+    wrong = report.of_keys("unexpected") or report.of_parameters("misshapen")
+    absent = {role: re.compile(pattern) for role, pattern in report.absent_sources}
+    roles = [next((role for role, p in absent.items() if p.fullmatch(entry.name)), "") for entry in missing]
+    if not roles or wrong or "" in roles:
+        return
+    files = {file.role: file.filename for file in variant.weights}
+    options = " and ".join(f"--weights-{role} FILE ({files.get(role, role)})" for role in dict.fromkeys(roles))
+    raise WeightsError(
+        f"the file holds no {' and no '.join(dict.fromkeys(roles))} ({len(missing)} tensors), and none is at hand",
+        hint=f"add {options}, or download all with `matchrt fetch {spec.id}:{variant.name}`",
+    )
 
 
 def _hint(plugins: Plugins, spec: MatcherSpec, variant: Variant, main: Checkpoint, error: MatchrtError) -> str | None:

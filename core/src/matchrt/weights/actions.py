@@ -17,6 +17,7 @@ from matchrt.weights.rules import (
     Constant,
     Drop,
     Permute,
+    Refuse,
     Rename,
     Reshape,
     Rule,
@@ -89,6 +90,8 @@ def act(state: State, rule: Rule) -> None:
         _rename(state, rule)
     elif isinstance(rule, Drop):
         _drop(state, rule)
+    elif isinstance(rule, Refuse):
+        _refuse(state, rule)
     elif isinstance(rule, Constant):
         _constant(state, rule)
     elif isinstance(rule, Split):
@@ -103,6 +106,13 @@ def act(state: State, rule: Rule) -> None:
         _permute(state, rule)
     elif isinstance(rule, (When, Backfill)):
         raise state.fail(rule, "this rule cannot stand here")
+
+
+def _refuse(state: State, rule: Refuse) -> None:
+    found = state.matching(rule.pattern)
+    if found:
+        name, _ = found[0]
+        raise WeightsError(f"{state.where} {rule.reason} ({_origin_text(state.items[name])})", hint=rule.hint)
 
 
 def _rename(state: State, rule: Rename) -> None:

@@ -34,6 +34,7 @@ class Fit:
     `matched` names are in both with equal shapes; `misshapen` in both with different ones; `unexpected` only in the
     file; `missing` only in the network, without the `backfillable`, which a second file provides. `share` is
     `matched` over all of the four but the last. `problem` is the rules' complaint, if they could not be applied.
+    `sources` are the roles of the second files that provide the backfillable names.
     """
 
     matcher: str
@@ -45,6 +46,7 @@ class Fit:
     backfillable: int
     dropped: int
     problem: str = ""
+    sources: tuple[str, ...] = ()
 
     @property
     def share(self) -> float:
@@ -63,6 +65,7 @@ class Fit:
             "unexpected": self.unexpected,
             "missing": self.missing,
             "backfillable": self.backfillable,
+            "sources": list(self.sources),
             "dropped": self.dropped,
             "problem": self.problem,
         }
@@ -90,6 +93,7 @@ def _fit(tensors: Mapping[str, torch.Tensor], candidate: Candidate) -> Fit:
     lacking = wanted.keys() - found.keys()
     fillers = [re.compile(pattern) for _, pattern in remapped.absent]
     backfillable = sum(any(filler.fullmatch(name) for filler in fillers) for name in lacking)
+    sources = [role for (role, _), f in zip(remapped.absent, fillers, strict=True) if any(map(f.fullmatch, lacking))]
     return Fit(
         matcher=candidate.matcher,
         variant=candidate.variant,
@@ -99,6 +103,7 @@ def _fit(tensors: Mapping[str, torch.Tensor], candidate: Candidate) -> Fit:
         missing=len(lacking) - backfillable,
         backfillable=backfillable,
         dropped=len(remapped.dropped),
+        sources=tuple(sources),
     )
 
 

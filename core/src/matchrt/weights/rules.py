@@ -131,6 +131,19 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Refuse:
+    """Refuse a file that has a key which `pattern` matches: `reason` completes "the file …", `hint` says what to give instead."""
+
+    pattern: str
+    reason: str
+    hint: str
+
+    def __post_init__(self) -> None:
+        _compile(self.pattern, "Refuse")
+        _check_reason(self.reason, "Refuse")
+
+
+@dataclass(frozen=True)
 class Constant:
     """Check that a checkpoint buffer holds known values, then leave it out with `reason`.
 
@@ -278,7 +291,7 @@ class When:
         _as_tuple(self.otherwise, "otherwise", "When")
 
 
-Rule = Union[Rename, Drop, Constant, Split, Concatenate, Same, Reshape, Permute, Backfill, When]  # noqa: UP007
+Rule = Union[Rename, Drop, Refuse, Constant, Split, Concatenate, Same, Reshape, Permute, Backfill, When]  # noqa: UP007
 """Any rule; a plugin's `weight_rules` hook returns a sequence of these."""
 
 

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 
 from matchrt.model import ExampleInputs, MatcherSpec, Settings, Variant
-from matchrt_roma.settings import RomaSettings
+from matchrt_roma.settings import RomaConfig, RomaSettings
+
+CONFIG = RomaConfig()
+"""The architecture that both matchers are published in."""
 
 
 def roma_settings(matcher: MatcherSpec, variant: Variant, settings: Settings) -> RomaSettings:
@@ -34,7 +37,7 @@ def build(matcher: MatcherSpec, variant: Variant, settings: Settings) -> Any:
     """The network in eval mode; its parts are attributes."""
     from matchrt_roma.networks import Roma
 
-    return Roma(roma_settings(matcher, variant, settings)).eval()
+    return Roma(roma_settings(matcher, variant, settings), CONFIG).eval()
 
 
 def examples(matcher: MatcherSpec, variant: Variant, settings: Settings) -> Mapping[str, ExampleInputs]:
@@ -53,19 +56,16 @@ def examples(matcher: MatcherSpec, variant: Variant, settings: Settings) -> Mapp
 
 def tensor_shapes(settings: RomaSettings) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that parts take, for one pair."""
-    from matchrt_roma.settings import RomaConfig
-
-    config = RomaConfig()
     directions = 1 + settings.symmetric
     rows, columns = settings.grid
     shapes: dict[str, tuple[int, ...]] = {
         "images": (1, 2, 3, *settings.size),
-        "mean": (1, directions, config.gp_dim, rows, columns),
+        "mean": (1, directions, CONFIG.gp_dim, rows, columns),
         "flow8": (1, directions, 2, *settings.map_size(8)),
         "certainty8": (1, directions, 1, *settings.map_size(8)),
         "certainty16": (1, directions, 1, rows, columns),
     }
-    shapes |= {f"f{s}": (1, 2, config.projected[s], *settings.map_size(s)) for s in (16, 8, 4, 2, 1)}
+    shapes |= {f"f{s}": (1, 2, CONFIG.projected[s], *settings.map_size(s)) for s in (16, 8, 4, 2, 1)}
     if settings.upsamples:
         high = settings.upsample_map_size(8)
         shapes |= {

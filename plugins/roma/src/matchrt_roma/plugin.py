@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matchrt.hooks import hookimpl
-from matchrt.model import ExampleInputs, MatcherSpec, Parity, Settings, Target, Tolerance, Variant
+from matchrt.model import ExampleInputs, MatcherSpec, Parity, PrecisionRule, Settings, Target, Tolerance, Variant
 from matchrt_roma.spec import MATCHANYTHING, ROMA
 
 if TYPE_CHECKING:
@@ -37,6 +37,15 @@ def weight_rules() -> Sequence[Rule]:
 
 
 @hookimpl
+def settings_from_weights(names: Sequence[str]) -> Mapping[str, object] | None:
+    """A RoMa checkpoint decides no setting; a known other network is refused by name."""
+    from matchrt_roma.weights import refuse_strangers
+
+    refuse_strangers(names)
+    return None
+
+
+@hookimpl
 def build_network(matcher: MatcherSpec, variant: Variant, settings: Settings) -> torch.nn.Module:
     """The owner of all weights; its parts are attributes, made from the weights when they are asked for."""
     from matchrt_roma.build import build
@@ -59,6 +68,14 @@ def example_inputs(matcher: MatcherSpec, variant: Variant, settings: Settings) -
     from matchrt_roma.build import examples
 
     return examples(matcher, variant, settings)
+
+
+@hookimpl
+def precision_rules() -> Sequence[PrecisionRule]:
+    """The Gaussian process, coordinates, flow and certainty stay in float32."""
+    from matchrt_roma.precision import RULES
+
+    return RULES
 
 
 @hookimpl

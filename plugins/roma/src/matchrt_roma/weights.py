@@ -8,7 +8,11 @@ DINOv2's first five and must never land there.
 
 from __future__ import annotations
 
-from matchrt.weights.rules import Backfill, Concatenate, Drop, Rename, Rule, When, block_chunks
+import re
+from collections.abc import Iterable
+
+from matchrt.errors import WeightsError
+from matchrt.weights.rules import Backfill, Concatenate, Drop, Refuse, Rename, Rule, When, block_chunks
 
 DINOV2_SOURCE = "dinov2"
 MASK_TOKEN_REASON = "replaces masked patches in DINOv2's training; no inference path reads it"
@@ -25,10 +29,19 @@ def checkpoint_rules() -> tuple[Rule, ...]:
 def dinov2_rules() -> tuple[Rule, ...]:
     """Rules for a DINOv2 ViT file (official flat or chunked, timm, transformers), to names under `dinov2.`.
 
-    timm's names are the official ones, without `mask_token`. Files with register tokens keep those keys, which no
-    network parameter answers to: they are refused by name.
+    timm's names are the official ones, without `mask_token`. Files with register tokens are refused by name.
     """
     return (
+        Refuse(
+            r"(?:.+\.)?(?:reg_token|register_tokens)",
+            "is a DINOv2 with register tokens, whose features are not those that RoMa was trained on",
+            "give the ViT-L/14 without registers: dinov2_vitl14_pretrain.pth",
+        ),
+        Refuse(
+            r"(?:.+\.)?(?:encoder\.cnn|decoder\.(?:embedding_decoder|gps|proj|conv_refiner))\..+",
+            "is a RoMa checkpoint, and those hold no DINOv2",
+            "give dinov2_vitl14_pretrain.pth to --weights-dinov2, and the RoMa checkpoint to --weights",
+        ),
         When(
             r"(?:.+\.)?embeddings\.cls_token",
             (
@@ -72,3 +85,34 @@ def weight_rules() -> tuple[Rule, ...]:
         Drop(r"dinov2\.mask_token", MASK_TOKEN_REASON),
         Backfill(r"dinov2\..+", DINOV2_SOURCE, dinov2_rules()),
     )
+
+
+_STRANGERS = (
+    (r"(^|\.)(loftr_coarse|fine_preprocess|loftr_fine)\.|(^|\.)rbr_(dense|1x1|reparam)\.", "LoFTR or EfficientLoFTR"),
+    (r"(^|\.)(self_attn|transformers)\.\d+\.(self_attn\.)?Wqkv\.", "LightGlue"),
+    (r"(^|\.)(fine_matcher|coarse_matcher)\.|(^|\.)xfeat", "Tiny RoMa"),
+)
+_OWN = r"(^|\.)(encoder\.cnn|decoder\.(embedding_decoder|gps|proj|conv_refiner))\."
+_DINOV2 = r"(^|\.)(patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight$"
+
+
+def refuse_strangers(names: Iterable[str]) -> None:
+    """Raise `WeightsError` that says what the main file holds when it is a known other network, or DINOv2 alone."""
+    names = list(names)
+
+    def has(pattern: str) -> bool:
+        return any(re.search(pattern, name) for name in names)
+
+    if has(_OWN):
+        return
+    for pattern, what in _STRANGERS:
+        if has(pattern):
+            raise WeightsError(
+                f"the file given to --weights holds {what}, which is another network than RoMa",
+                hint="use matchanything_roma.ckpt or roma_outdoor.pth",
+            )
+    if has(_DINOV2):
+        raise WeightsError(
+            "the file given to --weights is a DINOv2, which is only a part of RoMa",
+            hint="give it to --weights-dinov2, and the RoMa checkpoint to --weights",
+        )
