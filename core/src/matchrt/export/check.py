@@ -16,7 +16,7 @@ from matchrt.errors import VerificationError
 from matchrt.export.compare import MatchDifference, TensorDifference, compare_matches, compare_tensors
 from matchrt.export.onnx_export import named_outputs
 from matchrt.images.read import read_image
-from matchrt.model import MatcherSpec, NetworkSpec, Parity, Settings, Step, Variant
+from matchrt.model import NetworkSpec, Parity, Settings, Step, Variant
 from matchrt.plugins.dispatch import MatcherHooks
 from matchrt.progress import Progress, stage
 
