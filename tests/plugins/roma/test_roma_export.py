@@ -24,7 +24,7 @@ OUTLIERS = 1 / 128
 FORBIDDEN = {"Inverse", "NonZero", "EyeLike", "If", "Loop", "Scan", "GatherND", "ScatterND", "TopK", "Range"}
 NAMES = tuple(dict.fromkeys(name for names in PARTS.values() for name in names))
 # The others are covered by these, by test_roma_whole_way and by test_roma_precision.
-QUICK = ("vit", "gp_readout", "coarse_final", "refine_final", "upsample")
+QUICK = ("vit", "gp_readout", "refine_final")
 EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
