@@ -23,6 +23,9 @@ TOLERANCE = 1e-4
 OUTLIERS = 1 / 128
 FORBIDDEN = {"Inverse", "NonZero", "EyeLike", "If", "Loop", "Scan", "GatherND", "ScatterND", "TopK", "Range"}
 NAMES = tuple(dict.fromkeys(name for names in PARTS.values() for name in names))
+# The others are covered by these, by test_roma_whole_way and by test_roma_precision.
+QUICK = ("vit", "gp_readout", "refine_final")
+EVERY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def assert_close(part: Part, results: list[np.ndarray], tensors: dict[str, Tenso
         assert float((difference > TOLERANCE).mean()) <= OUTLIERS, name
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_onnx_equals_the_part(network: Roma, tensors: dict[str, Tensor], name: str) -> None:
     part = network.part(name)
     model = exported(name)
@@ -103,7 +106,9 @@ def test_other_opsets(network: Roma, tensors: dict[str, Tensor], name: str, opse
     assert_close(part, run(model, part, tensors), tensors)
 
 
-@pytest.mark.parametrize("name", ["vit", "coarse", "refine"])
+@pytest.mark.parametrize(
+    "name", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("coarse", "refine"))]
+)
 def test_a_graph_of_any_number_of_pairs(network: Roma, tensors: dict[str, Tensor], name: str) -> None:
     part = network.part(name)
     model = export(part, tensors, 18, dynamic=True)
@@ -129,7 +134,7 @@ def test_attention_scales_before_the_product() -> None:
 
 
 @pytest.mark.rtx
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", EVERY)
 def test_tensorrt_rtx_builds(name: str, tmp_path: Path) -> None:
     import tensorrt_rtx as trt
 

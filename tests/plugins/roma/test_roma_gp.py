@@ -80,7 +80,9 @@ def solve_error(family: str, side: int, leaf: int, seed: int) -> tuple[float, fl
     return float((mean - exact).abs().max()), float((theirs - exact).abs().max())
 
 
-@pytest.mark.parametrize("leaf", [86, 172, 200])
+@pytest.mark.parametrize(
+    "leaf", [pytest.param(86, marks=pytest.mark.slow), pytest.param(172, marks=pytest.mark.slow), 200]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_at_576_tokens(family: str, leaf: int) -> None:
     ours, cholesky = solve_error(family, 24, leaf, seed=1)
