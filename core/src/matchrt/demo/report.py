@@ -117,7 +117,7 @@ def _conversion(result: DemoResult) -> str:
             f"{d.outliers:.2%}",
             '<span class="good">passed</span>' if d.passed else '<span class="bad">failed</span>',
         ]
-        for d in check.tensors
+        for d in check.worst.values()
     ]
     matches = [
         [escape(m.pair), str(m.reference), str(m.other), f"{m.shared:.2%}", f"{m.max_px:.2g} px", f"{m.max_score:.2g}"]
@@ -131,7 +131,7 @@ def _conversion(result: DemoResult) -> str:
     return (
         "<h2>Conversion</h2>"
         f"<p>Weights: {sources}. Every tensor is accounted for: {escape(counts)}.</p>"
-        "<p>The ONNX in onnxruntime against the PyTorch network, on the same pairs:</p>"
+        "<p>The ONNX in onnxruntime against the PyTorch network, on the same pairs (the largest of each):</p>"
         + table(("tensor", "largest difference", "mean", "beyond tolerance", ""), tensors)
         + table(("pair", "PyTorch", "ONNX", "shared", "largest shift", "largest score difference"), matches)
         + f"<p>Time: {seconds}.</p>"

@@ -56,17 +56,22 @@ class CheckResult:
                 hint="no bundle was written; --opset 18 is the best tested, and --debug keeps the traceback",
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able values."""
+    @property
+    def worst(self) -> dict[str, TensorDifference]:
+        """The largest difference of each "network.tensor" over all pairs and steps."""
         worst: dict[str, TensorDifference] = {}
         for d in self.tensors:
             key = f"{d.network}.{d.tensor}"
             if key not in worst or d.max_abs > worst[key].max_abs:
                 worst[key] = d
+        return worst
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able values."""
         return {
             "passed": not self.failures,
             "backend": "onnxruntime",
-            "tensors": {k: d.to_dict() for k, d in worst.items()},
+            "tensors": {k: d.to_dict() for k, d in self.worst.items()},
             "matches": [m.to_dict() for m in self.matches],
         }
 
