@@ -10,8 +10,6 @@ from itertools import islice, pairwise
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from matchrt.backends import BackendSpec, Engine, Session
 from matchrt.bundle import Bundle
 from matchrt.errors import BackendError, UsageError
@@ -177,8 +175,3 @@ def _resolve(
     return Settings(
         {**baked, **chosen}, {**{n: baked.origin(n) for n in baked}, **{n: chosen.origin(n) for n in chosen}}
     )
-
-
-def array_summary(tensors: Mapping[str, np.ndarray]) -> str:
-    """Names, dtypes and shapes, for error messages."""
-    return ", ".join(f"{n} {v.dtype}{list(v.shape)}" for n, v in tensors.items())
