@@ -10,7 +10,7 @@ from matchrt.backends import Backend, BackendSpec, Engine
 from matchrt.bundle import Bundle
 from matchrt.errors import EnvironmentLackError, UsageError
 from matchrt.plugins import MatcherHooks
-from matchrt.progress import Progress
+from matchrt.progress import Progress, Silent, stage
 
 if TYPE_CHECKING:
     from matchrt.engines.cache import Entry
@@ -87,5 +87,6 @@ def _open_built(
                     "run `matchrt build` again with the same options: it puts this engine aside and builds a new one"
                 )
                 raise type(error)(error.message, hint=f"{again}; {error.hint}" if error.hint else again) from None
-    made = build_engines(bundle, hooks, backend, request, cache, progress)
+    with stage(progress or Silent(), f"build engines for {backend.name} {precision}"):
+        made = build_engines(bundle, hooks, backend, request, cache, progress)
     return load({b.plan.network: b.entry for b in made})
