@@ -1,4 +1,5 @@
-"""Open the engines of a bundle: its own graphs where the backend runs them, else engines from the cache, built if need be."""
+"""Open the engines of a bundle: as the backend opens bundles, its own graphs where the backend runs them, else engines from the cache,
+built if need be."""
 
 from __future__ import annotations
 
@@ -32,6 +33,9 @@ def open_engines(
     backend: Any = spec.create()
     options = dict(options)
     trust = tuple(options.pop("trust", ()))
+    if hasattr(backend, "open_bundle"):
+        engines: dict[str, Engine] = backend.open_bundle(bundle, hooks, precision, options)
+        return engines
     if precision in getattr(backend, "runs_as_is", frozenset({"fp32"})):
         return _open_graphs(bundle, backend, options)
     if not hasattr(backend, "build"):
