@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,8 @@ _NAMES = "names"
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> Path:
     """Write `arrays` to `path`, and return it."""
     names = np.frombuffer(json.dumps(list(arrays)).encode(), np.uint8)
-    np.savez(path, **{_NAMES: names}, **{f"a{i}": a for i, a in enumerate(arrays.values())})
+    stored: dict[str, Any] = {_NAMES: names, **{f"a{i}": a for i, a in enumerate(arrays.values())}}
+    np.savez(path, **stored)
     return path
 
 

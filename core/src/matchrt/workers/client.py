@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class Worker:
         self._folder = tempfile.TemporaryDirectory(prefix="matchrt-worker-")
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
+        self._start_seconds = 0.0
         self._start()
 
     def __enter__(self) -> Worker:
@@ -83,9 +85,13 @@ class Worker:
         trust: Sequence[str] = (),
         options: Mapping[str, Any] | None = None,
         settings: Mapping[str, object] | None = None,
+        context: bool = False,
         progress: Progress | None = None,
     ) -> Opened:
-        """Load a bundle there, as `matchrt.load` does; a bundle that is open already is closed first."""
+        """Load a bundle there, as `matchrt.load` does; a bundle that is open already is closed first.
+
+        `context`: make the CUDA context before anything else, so that `memory` can tell what it takes by itself.
+        """
         place = Path(bundle)
         answer = self.ask(
             "open",
@@ -96,10 +102,36 @@ class Worker:
             provider=provider,
             threads=threads,
             trust=list(trust),
+            context=context,
             options=dict(options or {}),
             settings=dict(settings or {}),
         )
-        return Opened(**answer)
+        return self._opened(answer)
+
+    def open_peer(
+        self,
+        source: str,
+        options: Mapping[str, str],
+        bundle: Mapping[str, Any],
+        tensors: Mapping[str, np.ndarray],
+        device: str = "cpu",
+        threads: int = 0,
+    ) -> Opened:
+        """Load the function "PATH.py:FUNCTION" there, to be timed; see `matchrt.workers.peers`."""
+        path, _, function = source.rpartition(":")
+        answer = self.ask(
+            "open_peer",
+            source=f"{Path(path).resolve()}:{function}",
+            options=dict(options),
+            bundle=dict(bundle),
+            tensors=str(self._put(tensors)),
+            device=device,
+            threads=threads,
+        )
+        return self._opened(answer)
+
+    def _opened(self, answer: dict[str, Any]) -> Opened:
+        return Opened(**{**answer, "seconds": {"start": self._start_seconds, **answer["seconds"]}})
 
     def preprocess(self, image0: Any, image1: Any) -> Arrays:
         """The tensors of a pair of images (paths, or uint8 arrays (H, W) or (H, W, 3))."""
@@ -155,7 +187,9 @@ class Worker:
                 self._process = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=self._environment
                 )
+            begin = time.perf_counter()
             self.ask("hello")
+            self._start_seconds = time.perf_counter() - begin
         except BackendError as error:
             self.end()
             if "No module named 'matchrt'" in error.message:

@@ -13,7 +13,11 @@ import numpy as np
 from matchrt.errors import UsageError
 from matchrt.progress import Progress
 from matchrt.workers.arrays import read_arrays, write_arrays
-from matchrt.workers.machine import device_of, versions_of
+from matchrt.workers.machine import device_of, device_record, versions_of
+from matchrt.workers.memory import DeviceWatch, host_peak
+
+from matchrt.workers.peers import load_peer
+from matchrt.workers.timing import BundleRun, PeerRun, Run, default_workers, measure
 
 if TYPE_CHECKING:
     from matchrt.runtime import Matcher
@@ -27,6 +31,8 @@ class Desk:
     def __init__(self, folder: Path, progress: Progress) -> None:
         self._folder, self._progress = folder, progress
         self._matcher: Matcher | None = None
+        self._run: Run | None = None
+        self._watch = DeviceWatch()
         self._count = 0
 
     def commands(self) -> Mapping[str, Callable[..., Answer]]:
@@ -37,8 +43,20 @@ class Desk:
             "preprocess": self.preprocess,
             "run_steps": self.run_steps,
             "match": self.match,
+            "open_peer": self.open_peer,
+            "prepare": self.prepare,
+            "time": self.time,
+            "memory": self.memory,
             "close": self.close,
         }
+
+    def do(self, command: str, arguments: Mapping[str, Any]) -> Answer:
+        """Carry out a command. Raises `UsageError` for an unknown one, and what the command raises."""
+        found = self.commands().get(command)
+        if found is None:
+            raise UsageError(f"a worker knows no command {command!r}")
+        with self._watch.during():
+            return found(**arguments)
 
     @property
     def matcher(self) -> Matcher:
@@ -51,13 +69,13 @@ class Desk:
         """Show that the process is up."""
         return {"python": platform.python_version()}
 
-    def open(self, bundle: str, **how: Any) -> Answer:
-        """Load a bundle; see `matchrt.load`."""
+    def open(self, bundle: str, context: bool = False, **how: Any) -> Answer:
+        """Load a bundle; see `matchrt.load`. `context`: make the CUDA context first, to tell its memory apart."""
         self.close()
-        begin = time.perf_counter()
+        if context:
+            self._watch.make_context()
         from matchrt.runtime import load
 
-        imported = time.perf_counter() - begin
         watch = _BuildWatch(self._progress)
         begin = time.perf_counter()
         matcher = load(bundle, **how, progress=watch)
@@ -66,7 +84,7 @@ class Desk:
         loaded = time.perf_counter() - begin - watch.seconds
         return {
             "name": matcher.name,
-            "seconds": {"import": imported, "build": watch.seconds, "load": loaded},
+            "seconds": {"build": watch.seconds, "load": loaded},
             "versions": versions_of(matcher.backend),
             "device": device_of(matcher),
             "settings": {n: matcher.settings[n] for n in matcher.settings},
@@ -103,9 +121,53 @@ class Desk:
             "notes": list(matches.notes),
         }
 
+    def open_peer(
+        self, source: str, options: dict[str, str], bundle: dict[str, Any], tensors: str, device: str, threads: int
+    ) -> Answer:
+        """Load a published implementation; see `matchrt.workers.peers`."""
+        self.close()
+        if device.startswith("cuda"):
+            self._watch.make_context()
+        begin = time.perf_counter()
+        call, clock = load_peer(source, options, bundle, read_arrays(Path(tensors)), device, threads)
+        self._run = PeerRun(call, clock)
+        return {
+            "name": source.rpartition("/")[2],
+            "seconds": {"build": 0.0, "load": time.perf_counter() - begin},
+            "versions": versions_of(),
+            "device": device_record(clock.kind),
+            "settings": {},
+        }
+
+    def prepare(self, pairs: list[tuple[str, str]], batch: int, workers: int, lanes: int, stream_pairs: int) -> Answer:
+        """Make the open bundle or peer ready for `time`: its first call is done, which compiles and captures what it will."""
+        if self._matcher is not None:
+            self._run = BundleRun(self._matcher, pairs, batch, workers or default_workers(), lanes, stream_pairs)
+        if self._run is None:
+            raise UsageError("nothing is open in this worker")
+        begin = time.perf_counter()
+        measure(self._run, "engine", runs=1)
+        inputs = self._run.tensors if isinstance(self._run, BundleRun) else {}
+        return {
+            "modes": list(self._run.modes),
+            "first_call": time.perf_counter() - begin,
+            "clock": "device events" if self._run.clock.kind == "cuda" else "wall",
+            "inputs": {n: f"{a.dtype}{list(a.shape)}" for n, a in inputs.items()},
+        }
+
+    def time(self, mode: str, runs: int | None = None, seconds: float | None = None) -> Answer:
+        """Samples by part; see `matchrt.workers.timing`."""
+        if self._run is None:
+            raise UsageError("nothing is ready to be timed in this worker")
+        return {"samples": measure(self._run, mode, runs, seconds)}
+
+    def memory(self) -> Answer:
+        """Peaks so far, in bytes."""
+        return {"host_peak": host_peak(), **self._watch.report()}
+
     def close(self) -> Answer:
         """Close what is open."""
-        matcher, self._matcher = self._matcher, None
+        matcher, self._matcher, self._run = self._matcher, None, None
         if matcher is not None:
             matcher.close()
         return {}

@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 from typing import Any, TextIO
 
-from matchrt.errors import UsageError, error_record
+from matchrt.errors import error_record
 from matchrt.workers.desk import Desk
 from matchrt.workers.lines import Relay, private_stdout
 
@@ -41,10 +41,7 @@ def _listen(lines: queue.Queue[bytes]) -> None:
 def _do(desk: Desk, line: bytes) -> dict[str, Any]:
     try:
         order = json.loads(line)
-        command = desk.commands().get(order["command"])
-        if command is None:
-            raise UsageError(f"a worker knows no command {order['command']!r}")
-        return {"answer": command(**order["arguments"])}
+        return {"answer": desk.do(order["command"], order["arguments"])}
     except Exception as error:
         traceback.print_exc()
         return dict(error_record(error))
