@@ -17,9 +17,7 @@ from matchrt.bundle.reader import hash_file
 from matchrt.export.onnx_export import save_model
 
 
-def derive_bundle(
-    bundle: Bundle, folder: Path, models: Mapping[str, onnx.ModelProto], *, only: bool = False
-) -> Bundle:
+def derive_bundle(bundle: Bundle, folder: Path, models: Mapping[str, onnx.ModelProto], *, only: bool = False) -> Bundle:
     """`bundle` in the new folder `folder`, with `models` in place of the graphs of those networks.
 
     Outputs that a model has beyond the contract are added to it. `only` leaves out all other networks and their steps.
@@ -57,7 +55,9 @@ def _more_outputs(model: onnx.ModelProto, known: list[dict[str, Any]]) -> list[d
         sizes = [d.dim_param or d.dim_value for d in kind.shape.dim]
         dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
         axes = [f"axis{i}" for i in range(len(sizes))]
-        found.append({"name": value.name, "dtype": dtype, "shape": sizes, "axes": axes, "meaning": "inside the network"})
+        found.append(
+            {"name": value.name, "dtype": dtype, "shape": sizes, "axes": axes, "meaning": "inside the network"}
+        )
     return found
 
 

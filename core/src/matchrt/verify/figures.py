@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class MatchFigures:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values; what could not be measured is None."""
-        plain = asdict(self)
+        plain = asdict(replace(self, samples=None))
         plain.pop("samples")
         cleaned: dict[str, Any] = finite(plain)
         return cleaned
@@ -92,11 +93,13 @@ class MatchFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """What histograms and pictures need. `rows`: (K, 2) rows of the same matches both ways; `pixels`, `scores`: (K,) differences."""
+    """What histograms and pictures need. `rows`: (K, 2) rows of the same matches both ways; `pixels`, `scores`: (K,) differences;
+    `both_scores`: (K, 2), the reference's and the other's."""
 
     rows: np.ndarray
     pixels: np.ndarray
     scores: np.ndarray
+    both_scores: np.ndarray
 
 
 def finite(value: Any) -> Any:
@@ -114,7 +117,8 @@ def match_figures(
     """Compare two results for one pair; `known` is its homography (3, 3) from image 0 to image 1."""
     rows, pixels = same_matches(reference, other)
     total = max(len(reference), len(other))
-    scores = other.scores[rows[:, 1]].astype(np.float64) - reference.scores[rows[:, 0]]
+    both = np.stack([reference.scores[rows[:, 0]], other.scores[rows[:, 1]]], axis=1).astype(np.float64)
+    scores = both[:, 1] - both[:, 0]
     warp, certainty = _warps(reference.warp, other.warp)
     corners, against_known = _corners(reference, other, known)
     return MatchFigures(
@@ -126,13 +130,45 @@ def match_figures(
         coordinates=Spread.of(pixels),
         score_mean=float(np.abs(scores).mean()) if len(scores) else math.nan,
         score_max=float(np.abs(scores).max()) if len(scores) else math.nan,
-        correlation=pearson(reference.scores[rows[:, 0]], other.scores[rows[:, 1]]),
+        correlation=pearson(both[:, 0], both[:, 1]),
         corners_px=corners,
         corners_known_px=against_known,
         warp=warp,
         certainty_max=certainty,
-        samples=Samples(rows=rows, pixels=pixels, scores=scores),
+        samples=Samples(rows=rows, pixels=pixels, scores=scores, both_scores=both),
     )
+
+
+def total_figures(figures: Sequence[MatchFigures], radius: float) -> MatchFigures:
+    """All pairs as one. Homographies are of single pairs, so their errors are the largest of any."""
+    samples = [f.samples for f in figures if f.samples is not None]
+    pixels = np.concatenate([s.pixels for s in samples]) if samples else np.zeros(0)
+    scores = np.concatenate([s.scores for s in samples]) if samples else np.zeros(0)
+    both = np.concatenate([s.both_scores for s in samples]) if samples else np.zeros((0, 2))
+    longer = sum(max(f.reference, f.other) for f in figures)
+    warps = [f.warp for f in figures if f.warp is not None]
+    return MatchFigures(
+        pair="all",
+        reference=sum(f.reference for f in figures),
+        other=sum(f.other for f in figures),
+        same=float((pixels <= radius).sum()) / longer if longer else 1.0,
+        radius=radius,
+        coordinates=Spread.of(pixels),
+        score_mean=float(np.abs(scores).mean()) if len(scores) else math.nan,
+        score_max=float(np.abs(scores).max()) if len(scores) else math.nan,
+        correlation=pearson(both[:, 0], both[:, 1]),
+        corners_px=_largest([f.corners_px for f in figures]),
+        corners_known_px=(
+            _largest([f.corners_known_px[0] for f in figures]),
+            _largest([f.corners_known_px[1] for f in figures]),
+        ),
+        warp=max(warps, key=lambda w: w.mean) if warps else None,
+        certainty_max=_largest([f.certainty_max for f in figures]),
+    )
+
+
+def _largest(values: Sequence[float]) -> float:
+    return max((v for v in values if not math.isnan(v)), default=math.nan)
 
 
 def same_matches(reference: Matches, other: Matches) -> tuple[np.ndarray, np.ndarray]:

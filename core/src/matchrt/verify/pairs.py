@@ -23,7 +23,9 @@ def read_pairs(path: Path | None, limit: int = 0) -> tuple[SamplePair, ...]:
         lines = path.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the list of pairs {path}: {error}") from None
-    found = [_pair(path, number, words) for number, line in enumerate(lines, 1) if (words := line.split("#")[0].split())]
+    found = [
+        _pair(path, number, words) for number, line in enumerate(lines, 1) if (words := line.split("#")[0].split())
+    ]
     if not found:
         raise UsageError(f"{path} lists no pair", hint="one pair a line: A.jpg B.jpg [h11 … h33]")
     return tuple(found)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 
-from matchrt.bundle import BundleManifest
-from matchrt.errors import BackendError
+from matchrt.bundle import Bundle
 from matchrt.plugins import Plugins
 from matchrt.progress import Progress
 from matchrt.runtime import Matcher, load
-from matchrt.runtime.steps import as_contract, run_steps
+from matchrt.runtime.steps import run_network, run_steps
 from matchrt.workers import Interpreters, Worker
 
 Tensors = dict[str, np.ndarray]
@@ -77,13 +77,16 @@ class Local:
         from matchrt.workers.machine import device_of, versions_of
 
         versions, device = versions_of(self.how.backend), device_of(self.matcher)
-        return {"backend": self.how.backend, "precision": self.how.precision, "versions": dict(versions), "device": device}
+        return {
+            "backend": self.how.backend,
+            "precision": self.how.precision,
+            "versions": dict(versions),
+            "device": device,
+        }
 
     def run(self, network: str, inputs: Tensors) -> Tensors:
         """See `Subject`."""
-        contract = {t.name: t for t in self.matcher.manifest.network(network).outputs}
-        outputs = self.matcher.sessions()[network].run(inputs)
-        return {n: as_contract(np.array(v), contract.get(n)) for n, v in outputs.items()}
+        return run_network(self.matcher.manifest, self.matcher.sessions(), network, inputs)
 
     def steps(self, tensors: Tensors) -> Tensors:
         """See `Subject`."""
@@ -98,8 +101,8 @@ class Local:
 class Remote:
     """A subject in a process of another Python."""
 
-    def __init__(self, bundle: Path, how: How, manifest: BundleManifest, progress: Progress | None = None) -> None:
-        self.how, self.manifest = how, manifest
+    def __init__(self, bundle: Path, how: How, progress: Progress | None = None) -> None:
+        self.how = how
         self.worker = Worker(how.interpreter, name=f"{how.backend} worker")
         try:
             self.opened = self.worker.open(
@@ -139,33 +142,19 @@ class Remote:
         self.worker.end()
 
 
-class Opened:
-    """A context manager around a subject; errors of opening name the side."""
-
-    def __init__(
-        self, side: str, bundle: Path, manifest: BundleManifest, how: How, plugins: Plugins, progress: Progress | None
-    ) -> None:
-        try:
-            self.subject: Subject = (
-                Local(bundle, how, plugins, progress)
-                if how.interpreter is None
-                else Remote(bundle, how, manifest, progress)
-            )
-        except BackendError as error:
-            raise type(error)(f"{side} ({how.title}): {error.message}", hint=error.hint) from error
-
-    def __enter__(self) -> Subject:
-        return self.subject
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.subject.close()
+@contextmanager
+def opened(bundle: Bundle, how: How, plugins: Plugins, progress: Progress | None = None) -> Iterator[Subject]:
+    """A subject while the block runs. Raises as `matchrt.load` does."""
+    subject: Subject = (
+        Local(bundle.path, how, plugins, progress) if how.interpreter is None else Remote(bundle.path, how, progress)
+    )
+    try:
+        yield subject
+    finally:
+        subject.close()
 
 
 def with_interpreter(how: How, interpreters: Interpreters) -> How:
     """`how` under the interpreter that the user named for its backend, if any."""
-    from dataclasses import replace
-
     chosen = interpreters.by_backend.get(how.backend)
     return how if chosen is None else replace(how, interpreter=chosen)
