@@ -41,8 +41,7 @@ class Bounds:
 def bounds_for(parity: Parity, precision: str, tolerance_px: float | None, random_weights: bool) -> Bounds:
     """Of a matcher in a precision. `tolerance_px` replaces the bound on the mean."""
     exact = precision in EXACT
-    mean = max(EXACT_MEAN_PX, parity.coordinate_px / 10) if exact else HALF_MEAN_PX
-    mean = mean if tolerance_px is None else tolerance_px
+    mean = (EXACT_MEAN_PX if exact else HALF_MEAN_PX) if tolerance_px is None else tolerance_px
     return Bounds(
         mean_px=mean,
         within_1px=0.0 if exact else HALF_WITHIN,
