@@ -77,7 +77,7 @@ def emulate_tf32(model: ModelProto, op_types: Collection[str] = ("MatMul", "Gemm
             for i, name in enumerate(node.input[:2]):
                 if name not in made:
                     made.add(name)
-                    nodes += _split(name, f"{name}/tf32", "tf32_split")
+                    nodes += _split(name, f"{name}/tf32", "tf32_split", f"{node.name}_tf32_{i}")
                 node.input[i] = f"{name}/tf32"
         nodes.append(node)
     del graph.node[:]
@@ -86,13 +86,13 @@ def emulate_tf32(model: ModelProto, op_types: Collection[str] = ("MatMul", "Gemm
     return changed
 
 
-def _split(source: str, target: str, constant: str) -> list[NodeProto]:
-    """Nodes that round `source` to 11 significant bits into `target`."""
+def _split(source: str, target: str, constant: str, name: str) -> list[NodeProto]:
+    """Nodes that round `source` to 11 significant bits into `target`; `name` begins their names."""
     scaled, low = f"{target}/scaled", f"{target}/low"
     return [
-        helper.make_node("Mul", [source, constant], [scaled], name=scaled),
-        helper.make_node("Sub", [scaled, source], [low], name=low),
-        helper.make_node("Sub", [scaled, low], [target], name=target),
+        helper.make_node("Mul", [source, constant], [scaled], name=f"{name}_scaled"),
+        helper.make_node("Sub", [scaled, source], [low], name=f"{name}_low"),
+        helper.make_node("Sub", [scaled, low], [target], name=f"{name}_rounded"),
     ]
 
 
@@ -100,7 +100,7 @@ def _rounding(node: NodeProto, name: str) -> list[NodeProto]:
     """Rename the output of `node` and put the rounded one in its place."""
     exact = f"{name}/exact"
     node.output[list(node.output).index(name)] = exact
-    return _split(exact, name, "half_split")
+    return _split(exact, name, "half_split", f"{node.name}_half_{list(node.output).index(exact)}")
 
 
 def _widen(graph: onnx.GraphProto) -> None:

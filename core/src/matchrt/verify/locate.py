@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,8 +77,6 @@ def locate(
             failing = Failing(name, pair.name, _inputs(reference, bundle, hooks, request, pair, name))
 
         def engine(probe: Bundle) -> AbstractContextManager[Subject]:
-            from dataclasses import replace
-
             probing: AbstractContextManager[Subject] = opened_engine(
                 replace(request, bundle=probe.path), probe, hooks, progress
             )
@@ -169,7 +167,8 @@ class Search:
                 return subject.run(self.failing.network, self.failing.inputs)
 
     def _within_budget(self, wanted: list[str], source: Source) -> list[str]:
-        chosen, total = [], 0
+        chosen: list[str] = []
+        total = 0
         for tensor in sorted(wanted, key=source.depth):
             total += self.graph.bytes_of(tensor)
             if total > BUDGET and chosen:
@@ -363,25 +362,15 @@ def _from_bundle(bundle: Bundle, hooks: MatcherHooks, failing: Failing) -> FromG
 
 def _finer(search: Search, found: Location, hooks: MatcherHooks) -> Location:
     """Whether the bundle's graph in float32 has the difference too; if not, node by node against it."""
-    from dataclasses import replace
-
-    assert found.point is not None
-    floor = search.floor
-    exact = Search(
-        search.bundle, search.graph, search.failing, lambda probe: opened(probe, How(), hooks.plugins), FLOORS["fp32"]
-    )
-    finer = Search(search.bundle, search.graph, search.failing, search.engine, floor)
-    finer_found = finer.run(_from_bundle(search.bundle, hooks, search.failing))
-    del exact
-    if finer_found.point is None:
-        sentence = f"{found.sentence}; the bundle's graph in float32 differs in the same way, so the fault is in the graph, not in the engine"
-        return replace(found, sentence=sentence)
-    node = finer_found.point.name
-    return replace(
-        found,
-        culprit=node,
-        sentence=f"{found.sentence}; against the bundle's own graph in float32 it enters at node {node}, so the fault is in the engine",
-    )
+    finer = Search(search.bundle, search.graph, search.failing, search.engine, search.floor)
+    node = finer.run(_from_bundle(search.bundle, hooks, search.failing)).point
+    if node is None:
+        reason = (
+            "the bundle's graph in float32 differs in the same way, so the fault is in the graph, not in the engine"
+        )
+        return replace(found, sentence=f"{found.sentence}; {reason}")
+    reason = f"the bundle's own graph in float32 does not have it, so the fault is in the engine; it enters at node {node.name}"
+    return replace(found, culprit=node.name, sentence=f"{found.sentence}; {reason}")
 
 
 def _sentence(

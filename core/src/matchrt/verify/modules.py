@@ -15,6 +15,7 @@ from matchrt.backends.torch.engines import arithmetic, choose_device
 from matchrt.backends.torch.options import TorchOptions
 from matchrt.backends.torch.reference import reference_network
 from matchrt.bundle import Bundle
+from matchrt.export.onnx_export import named_outputs
 from matchrt.model import Target
 from matchrt.patches import apply_patches
 from matchrt.plugins import MatcherHooks
@@ -37,7 +38,7 @@ class Modules:
         self.network = reference_network(bundle.manifest, hooks, options.checkpoint, foreign=options.foreign)
 
     def run(self, network: str, inputs: Mapping[str, np.ndarray], paths: Collection[str]) -> dict[str, Calls]:
-        """Run one network on `inputs` and return what the modules at `paths` were given and returned."""
+        """Run one network on `inputs` and return what the modules at `paths` were given and returned; "" is the network itself."""
         contract = self.bundle.manifest.network(network)
         patches = self.hooks.onnx_patches(self.network, Target(opset=contract.opset))
         calls: dict[str, Calls] = {}
@@ -46,11 +47,13 @@ class Modules:
             handles = [
                 module.register_forward_hook(_recorder(calls.setdefault(path, Calls())), with_kwargs=True)
                 for path, module in part.named_modules(remove_duplicate=False)
-                if path in paths
+                if path and path in paths
             ]
             try:
                 with arithmetic(self.device, self.options):
-                    part(*(as_tensor(inputs[t.name], self.device) for t in contract.inputs))
+                    answer = part(*(as_tensor(inputs[t.name], self.device) for t in contract.inputs))
+                outputs = named_outputs(answer, [t.name for t in contract.outputs])
+                calls[""] = Calls(returned=_floats(list(outputs.values())))
             finally:
                 for handle in handles:
                     handle.remove()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-
-import numpy as np
 
 from matchrt.bundle import Bundle, read_bundle
 from matchrt.errors import UsageError
@@ -37,8 +35,8 @@ class VerifyRequest:
     """
 
     bundle: Path
-    engine: How = How()
-    reference: How = How(backend="torch")
+    engine: How = field(default_factory=How)
+    reference: How = field(default_factory=lambda: How(backend="torch"))
     against: Path | None = None
     pairs: Path | None = None
     tolerance_px: float | None = None
@@ -121,11 +119,13 @@ def run_verify(request: VerifyRequest, plugins: Plugins, progress: Progress | No
     bounds = bounds_for(parity, request.engine.precision, request.tolerance_px, bundle.manifest.random_weights)
     settings = settings_of(hooks, bundle, request.settings)
     pairs = read_pairs(request.pairs, parity.pairs)
-    with opened_engine(request, bundle, hooks, progress) as engine:
-        with opened(against, request.reference, plugins, progress) as reference:
-            compared = _Compared(hooks, bundle, settings, parity, bounds, reference, engine, progress)
-            results = compared.all(pairs)
-            described = reference.describe(), engine.describe()
+    with (
+        opened_engine(request, bundle, hooks, progress) as engine,
+        opened(against, request.reference, plugins, progress) as reference,
+    ):
+        compared = _Compared(hooks, bundle, settings, parity, bounds, reference, engine, progress)
+        results = compared.all(pairs)
+        described = reference.describe(), engine.describe()
     total = total_figures([r.figures for r in results], bounds.radius)
     failures = _failures(results, total, bounds)
     location = None
@@ -200,8 +200,8 @@ class _Compared:
             sides = ({n: space[t] for n, t in step.outputs.items()} for space in (reference, own))
             differences += self.differences(step.network, *sides)
         matches = [self.hooks.postprocess(t, geometry, self.settings) for t in (reference, own)]
-        matches = [_with_images(m, images) for m in matches]
-        figures = match_figures(pair.name, *matches, self.bounds.radius, pair.homography)
+        matches = [replace(m, images=images) for m in matches]
+        figures = match_figures(pair.name, matches[0], matches[1], self.bounds.radius, pair.homography)
         return PairResult(
             pair=pair,
             figures=figures,
@@ -214,12 +214,6 @@ class _Compared:
     def differences(self, network: str, reference: Tensors, other: Tensors) -> list[TensorDifference]:
         """Of the outputs that the steps use."""
         return compare_tensors(self.hooks.matcher.network(network), reference, other, self.parity)
-
-
-def _with_images(matches: Matches, images: tuple[Any, Any]) -> Matches:
-    from dataclasses import replace
-
-    return replace(matches, images=images)
 
 
 def _require_comparable(bundle: Bundle, against: Bundle) -> None:

@@ -68,9 +68,9 @@ class Graph:
         return found
 
     def scopes(self) -> dict[str, Scope]:
-        """Every module that has nodes, and every module around one; the network itself is left out."""
-        found: dict[str, Scope] = {}
+        """Every module that has nodes, and every module around one; the network itself, "", has its float outputs."""
         floats = {*self.floats, *self.inputs}
+        found = {"": Scope("", leaves=[o for o in self.outputs if o in floats])}
         for i, node in enumerate(self.nodes):
             for path in _around(self.places[i]):
                 scope = found.setdefault(path, Scope(path))
