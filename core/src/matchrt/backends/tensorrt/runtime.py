@@ -65,6 +65,13 @@ class TensorRtEngine:
             context = engine.create_execution_context()
             if context is None:
                 raise BackendError(f"no memory for another session of network {self.network!r}")
+            if context.active_optimization_profile < 0 and _is_dynamic(
+                engine
+            ):  # setting a shape would crash the process
+                raise BackendError(
+                    f"the engine of network {self.network!r} has no profile left for another session",
+                    hint="build it again with `matchrt build`: engines are made for several sessions since then",
+                )
             return TensorRtSession(self, context)
 
     def close(self) -> None:
@@ -142,7 +149,6 @@ class TensorRtSession:
     def __init__(self, owner: TensorRtEngine, context: Any) -> None:
         self.network = owner.network
         self.notes: list[str] = []
-        self._owner, self._context, self._cuda = owner, context, owner.cuda
         self._memory = choose_memory(owner.cuda, owner.options.get("memory"))
         self._tensors = _describe(owner.api, owner.handle)
         self._stages: dict[str, _Stage] = {}
@@ -154,6 +160,8 @@ class TensorRtSession:
         self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
         self._done = owner.cuda.event()
         self._last_stream = 0
+        # Last, because a session with a context has all that `close` frees.
+        self._owner, self._context, self._cuda = owner, context, owner.cuda
 
     @property
     def memory_provider(self) -> str:
@@ -367,6 +375,11 @@ class TensorRtSession:
             self._use_graphs = False
             self.notes.append(f"runs without a CUDA graph: {error.message}")
             return None
+
+
+def _is_dynamic(engine: Any) -> bool:
+    names = (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+    return any(-1 in tuple(engine.get_tensor_shape(n)) for n in names)
 
 
 def _describe(api: TrtApi, engine: Any) -> list[_Tensor]:
