@@ -126,11 +126,11 @@ def test_look_ahead_is_bounded_and_batches_are_whole() -> None:
 
 
 def test_a_run_that_fails_comes_after_the_results_before_it() -> None:
-    jobs, got = Watched(fail_run=5), []
+    jobs = Watched(fail_run=5)
+    results = jobs.stream(20, batch_size=2, workers=4, ahead=12)
+    assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(MemoryError):
-        for result in jobs.stream(20, batch_size=2, workers=4, ahead=12):
-            got.append(result)
-    assert got == [0, 1, 2, 3]
+        next(results)
 
 
 def test_a_stream_that_is_given_up_leaves_no_threads() -> None:

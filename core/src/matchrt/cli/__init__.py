@@ -23,6 +23,7 @@ VERBS = {
     "convert": "Turn a checkpoint into a checked bundle.",
     "build": "Build the engines of a bundle for one backend.",
     "match": "Match two images with a bundle.",
+    "bench": "Time bundles against each other and against PyTorch.",
     "inspect": "Tell what a checkpoint or a bundle holds.",
     "engines": "List, check, explain and remove built engines.",
     "plugins": "List the plugins, also those that failed, with the cause.",

@@ -15,7 +15,6 @@ from matchrt.progress import Progress
 from matchrt.workers.arrays import read_arrays, write_arrays
 from matchrt.workers.machine import device_of, device_record, versions_of
 from matchrt.workers.memory import DeviceWatch, host_peak
-
 from matchrt.workers.peers import load_peer
 from matchrt.workers.timing import BundleRun, PeerRun, Run, default_workers, measure
 

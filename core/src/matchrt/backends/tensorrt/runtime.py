@@ -167,12 +167,15 @@ class TensorRtSession:
 
     def to_device(self, array: np.ndarray) -> DeviceTensor:
         """A copy of `array` on the device, in the order of the thread's own stream; done when this returns."""
-        array = np.ascontiguousarray(array)
         with self._cuda.current():
             stream = self._cuda.thread_stream()
-            block = self._pool.take(max(array.nbytes, 1))
-            self._cuda.to_device(block.pointer, int(array.ctypes.data), array.nbytes, stream)
-            self._cuda.synchronize(stream)
+            block, pinned = self._pool.take(max(array.nbytes, 1)), self._memory.pinned(max(array.nbytes, 1))
+            try:
+                np.copyto(pinned.host()[: array.nbytes].view(array.dtype).reshape(array.shape), array)
+                self._cuda.to_device(block.pointer, pinned.pointer, array.nbytes, stream)
+                self._cuda.synchronize(stream)
+            finally:
+                pinned.free()
             return DeviceTensor(self._cuda, block, array.shape, array.dtype, stream, self._give_back)
 
     def run(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, np.ndarray]:
