@@ -176,11 +176,16 @@ def _time(contender: Record | None, mode: str) -> float | None:
 
 
 def _above(contender: Record | None) -> float | None:
-    return (contender or {}).get("memory", {}).get("device_peak_above_context")
+    return _memory(contender, "device_peak_above_context")
 
 
 def _whole(contender: Record | None) -> float | None:
-    return (contender or {}).get("memory", {}).get("device_peak")
+    return _memory(contender, "device_peak")
+
+
+def _memory(contender: Record | None, name: str) -> float | None:
+    found: float | None = (contender or {}).get("memory", {}).get(name)
+    return found
 
 
 def _ratio(a: float | None, b: float | None) -> float | None:

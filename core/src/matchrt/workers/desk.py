@@ -146,7 +146,7 @@ class Desk:
             raise UsageError("nothing is open in this worker")
         begin = time.perf_counter()
         measure(self._run, "engine", runs=1)
-        inputs = self._run.tensors if isinstance(self._run, BundleRun) else {}
+        inputs = self._run.tensors
         return {
             "modes": list(self._run.modes),
             "first_call": time.perf_counter() - begin,

@@ -27,9 +27,11 @@ STAGES = ("read", "preprocess", "upload", "run", "download", "postprocess")
 
 
 class Run(Protocol):
-    """Something that can be timed. `modes` are those that it has."""
+    """Something that can be timed. `modes` are those that it has, `clock` times its work, `tensors` are its inputs where known."""
 
     modes: Sequence[str]
+    clock: Clock
+    tensors: Tensors
 
     def calls(self, mode: str) -> Calls:
         """Endless: every item is one call in `mode`, finished, with seconds by part; "all" is the whole of it."""
@@ -63,7 +65,7 @@ class BundleRun:
     stream  from files to matches in `match_many` with threads; one call is `stream_pairs` pairs
     """
 
-    modes = MODES
+    modes: Sequence[str] = MODES
 
     def __init__(
         self, matcher: Matcher, pairs: Sequence[Pair], batch: int, workers: int, lanes: int, stream_pairs: int
@@ -151,10 +153,11 @@ class BundleRun:
 class PeerRun:
     """A published implementation, as a function that runs one call on tensors which are where it wants them."""
 
-    modes = ("engine",)
+    modes: Sequence[str] = ("engine",)
 
     def __init__(self, call: Callable[[], Any], clock: Clock) -> None:
         self._call, self.clock = call, clock
+        self.tensors: Tensors = {}
 
     def calls(self, mode: str) -> Calls:
         """Only "engine"."""
