@@ -11,17 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import matchrt
 from matchrt.errors import ImageError, UsageError
 from matchrt.matches import Matches
 from matchrt.runtime.prepared import Prepared
 from matchrt.runtime.stream import Jobs, stream
+from matchrt.samples import sample_pairs
 
 
 @pytest.fixture(scope="module")
-def matcher(fixed_bundle: Path) -> Iterator[matchrt.Matcher]:
-    with matchrt.load(fixed_bundle, threads=1, settings={"threshold": 0.0}) as matcher:
+def matcher(mini_bundle: Path) -> Iterator[matchrt.Matcher]:
+    with matchrt.load(mini_bundle, threads=1) as matcher:
         yield matcher
 
 

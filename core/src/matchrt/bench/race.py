@@ -175,7 +175,8 @@ def _prepare(entry: Entry, course: Course) -> None:
     entry.first_call, entry.clock, entry.inputs = round(answer["first_call"], 4), answer["clock"], answer["inputs"]
     modes = [m for m in answer["modes"] if m in course.modes]
     total = sum(SHARES[m] for m in modes)
-    _time(worker, "engine", seconds=course.warm_up)
+    if course.warm_up > 0:
+        _time(worker, "engine", seconds=course.warm_up)
     for mode in modes:
         if mode == "stream":
             entry.memory = worker.memory()  # streaming may hold several sessions

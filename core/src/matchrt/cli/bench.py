@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 @click.option("--pairs", type=click.Path(dir_okay=False, path_type=Path), help="Two image files a line.")
 @click.option("--rounds", type=click.IntRange(1), default=7, show_default=True, help="Rounds at most.")
 @click.option("--seconds", type=float, default=20.0, show_default=True, help="Time for each contender, about.")
+@click.option("--warm-up", type=float, default=1.0, show_default=True, help="Seconds before each is timed.")
 @click.option("--modes", default="engine,host,stages,stream", show_default=True, help="What to time.")
 @click.option("--stream-pairs", type=int, default=0, help="Pairs in one streaming run; 0: by device.")
 @click.option(
