@@ -62,7 +62,7 @@ class FakeWorker:
     crash = ""
 
     def __init__(self, interpreter: str, *, name: str) -> None:
-        self.name, self.interpreter, self.ended = name, interpreter, False
+        self.name, self.interpreter, self.ended, self.pid = name, interpreter, False, 1
 
     def __enter__(self) -> FakeWorker:
         return self
@@ -88,7 +88,9 @@ class FakeWorker:
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         if command == "prepare":
-            return {"modes": ["engine", "host"], "first_call": 0.5, "clock": "wall", "inputs": {}}
+            return {"modes": ["engine", "host", "stream"], "first_call": 0.5, "clock": "wall", "inputs": {}}
+        if arguments["mode"] == "host" and self.name == "torch":
+            raise UsageError("no host arrays")
         if "runs" in arguments and arguments["runs"] > 1:
             self.log.append((self.name, arguments["mode"]))
         return {"samples": {"all": [self.costs[self.name]] * arguments.get("runs", 3)}}
@@ -113,7 +115,7 @@ def entries(bundle: Path, **course: Any) -> list[Entry]:
         batches=[1],
         against=["torch", "torch-fp16", "torch-half"],
     )
-    return race(contenders, Course(pairs=[], rounds=3, seconds=1.5, modes=("engine",), **course))
+    return race(contenders, Course(**{"pairs": [], "rounds": 3, "seconds": 1.5, "modes": ("engine",), **course}))
 
 
 def test_rounds_are_interleaved(fake: type[FakeWorker], fixed_bundle: Path) -> None:
@@ -137,6 +139,24 @@ def test_one_that_fails_is_told_and_the_others_go_on(fake: type[FakeWorker], fix
     (members,) = groups(run).values()
     table = list(rows(members, compare(run)))
     assert table[2][1] == "failed: it will not start"
+
+
+def test_a_mode_that_fails_is_left_out_and_the_rest_is_timed(fake: type[FakeWorker], fixed_bundle: Path) -> None:
+    found = {e.contender.label: e for e in entries(fixed_bundle, modes=("engine", "host"))}
+    assert found["torch"].record()["left_out"] == {"host": "no host arrays"}
+    assert set(found["torch"].samples) == {"engine"}
+    assert set(found["torch-half"].samples) == {"engine", "host"}
+    fake.costs["torch-compile-default"] = 0.02
+    contenders = plan(
+        read_bundles([str(fixed_bundle)]),
+        backends=[],
+        precisions=["fp32"],
+        batches=[1],
+        against=["torch-compile-default"],
+    )
+    (compiled,) = race(contenders, Course(pairs=[], rounds=3, seconds=1.5))
+    assert set(compiled.samples) == {"engine", "host"}
+    assert "one thread" in compiled.left_out["stream"]
 
 
 def test_ratios_are_of_medians_within_a_group(fake: type[FakeWorker], fixed_bundle: Path) -> None:

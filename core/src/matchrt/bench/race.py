@@ -56,6 +56,8 @@ class Entry:
     samples: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     stream_pairs: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Modes that it was not timed in, and why."""
     error: dict[str, str | None] | None = None
 
     def record(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class Entry:
             "seconds": {**{n: round(s, 4) for n, s in self.opened.seconds.items()}, "first_call": self.first_call},
             "times": {mode: self._summary(mode, parts) for mode, parts in self.samples.items()},
             "memory": self.memory,
+            "left_out": dict(self.left_out),
         }
 
     def _summary(self, mode: str, parts: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -180,10 +183,20 @@ def _prepare(entry: Entry, course: Course) -> None:
     for mode in modes:
         if mode == "stream":
             entry.memory = worker.memory()  # streaming may hold several sessions
-        budget = course.seconds * SHARES[mode] / total
-        worker.ask("time", mode=mode, runs=1)
-        once = _time(worker, mode, seconds=min(0.2, budget / 10))
-        entry.plan[mode] = rounds_and_runs(once, budget, course.rounds)
+            if "compile" in entry.contender.options:
+                entry.left_out[mode] = "compiled PyTorch holds its CUDA graphs in one thread"
+                continue
+        try:
+            entry.plan[mode] = _plan(worker, mode, course.seconds * SHARES[mode] / total, course.rounds)
+        except MatchrtError as error:
+            if mode == "engine" or worker.pid is None:
+                raise
+            entry.left_out[mode] = error.message
+
+
+def _plan(worker: Worker, mode: str, budget: float, rounds: int) -> tuple[int, int]:
+    worker.ask("time", mode=mode, runs=1)
+    return rounds_and_runs(_time(worker, mode, seconds=min(0.2, budget / 10)), budget, rounds)
 
 
 def rounds_and_runs(once: float, budget: float, rounds: int) -> tuple[int, int]:

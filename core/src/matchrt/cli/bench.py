@@ -156,6 +156,9 @@ def _race(
             swept = {"swept": {"size": list(size)}} if size else {}
             records += [{**e.record(), **swept} for e in entries]
             failures += failed(entries)
+    for record in records:
+        for mode, reason in record.get("left_out", {}).items():
+            warn(f"{record['bundle']}: {record['label']} was not timed in mode {mode}: {reason}")
     for entry in failures:
         assert entry.error is not None
         warn(f"{entry.contender.bundle_name}: {entry.contender.label} failed: {entry.error['message']}")

@@ -54,7 +54,7 @@ class Desk:
         found = self.commands().get(command)
         if found is None:
             raise UsageError(f"a worker knows no command {command!r}")
-        with self._watch.during():
+        with self._watch.during(sample=command != "time" or arguments.get("mode") == "stream"):
             return found(**arguments)
 
     @property
@@ -85,7 +85,7 @@ class Desk:
             "name": matcher.name,
             "seconds": {"build": watch.seconds, "load": loaded},
             "versions": versions_of(matcher.backend),
-            "device": device_of(matcher),
+            "device": device_of(matcher, how.get("provider")),
             "settings": {n: matcher.settings[n] for n in matcher.settings},
         }
 
