@@ -195,6 +195,7 @@ def test_onnxruntime_runs_half_precision_from_the_cache(
     assert read_bundle(fixed_bundle).manifest.random_weights
 
 
+@pytest.mark.parametrize("tensorrt", ["tensorrt-8.6.1"], indirect=True)
 def test_the_engine_is_timed_by_events_on_the_device_alone(
     tensorrt: Any, fixed_bundle: Path, stand_in: Any, fake_cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

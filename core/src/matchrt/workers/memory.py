@@ -1,7 +1,7 @@
 """Peak memory of a worker, measured in one way for whatever library it runs.
 
-On the device: what NVML (or, without it, cuMemGetInfo) says is in use on the whole device, sampled by a thread (not while calls are timed: what they need is there after
-the warm-up). While a worker is idle
+On the device: what NVML (or, without it, cuMemGetInfo) says is in use on the whole device, sampled by a
+thread, but not while calls are timed: what they need is there after the warm-up. While a worker is idle
 its memory does not change, so its own share is the sum of the changes during its commands. That holds while one worker works at a time
 and nobody else uses the GPU. On the host: the high-water mark that the kernel keeps for this process.
 """
