@@ -70,7 +70,7 @@ def content(name: str, options: Mapping[str, str], page: Path, plots: bool) -> s
         place = Path(*[".."] * len(page.parent.relative_to(ROOT).parts), picture.relative_to(ROOT))
         if page.parent == RECEIPTS:
             place = Path(picture.name)
-        text += f"![Times of {name}]({place.as_posix()})\n"
+        text += f"\n![Times of {name}]({place.as_posix()})\n"
     return text
 
 

@@ -88,7 +88,7 @@ def test_a_sweep_prints_how_time_grows(mini_bundle: Path, tmp_path: Path, capfd:
         (["--modes", "host"], 2, "engine among them"),
         (["--sweep", "keypoints=64,128"], 2, "give bundles that differ in keypoints"),
         (["--interpreter", "torch=/no/python"], 4, "no interpreter at /no/python"),
-        (["--pairs", "/no/pairs.txt"], 2, "no list of pairs"),
+        (["--pairs", "/no/pairs.txt"], 2, "cannot read the list of pairs"),
     ],
 )
 def test_bad_requests_are_refused_before_anything_runs(
@@ -107,18 +107,3 @@ def test_a_plot_without_matplotlib_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "matplotlib" else real(name, *a))
     assert run(["bench", str(mini_bundle), "--plot", str(tmp_path / "p.png")]) == 4
     assert "matchrt[plot]" in capfd.readouterr().err
-
-
-def test_a_list_of_pairs_names_the_line_that_is_wrong(tmp_path: Path) -> None:
-    from matchrt.errors import UsageError
-    from matchrt.files.pairs import read_pairs
-
-    for name in ("a.jpg", "b.jpg"):
-        (tmp_path / name).write_bytes(b"")
-    pairs = tmp_path / "pairs.txt"
-    pairs.write_text("# two forms\na.jpg b.jpg\n\nb.jpg, a.jpg\n")
-    assert read_pairs(pairs) == [(tmp_path / "a.jpg", tmp_path / "b.jpg"), (tmp_path / "b.jpg", tmp_path / "a.jpg")]
-    for text, message in (("a.jpg\n", "line 1: need two"), ("a.jpg c.jpg", "no image at"), ("#", "lists no pairs")):
-        pairs.write_text(text)
-        with pytest.raises(UsageError, match=message):
-            read_pairs(pairs)

@@ -15,13 +15,6 @@ from matchrt.model import Size
 Pair = tuple[Path, Path]
 
 
-def shipped_pairs() -> list[Pair]:
-    """The sample photographs."""
-    from matchrt.samples import sample_pairs
-
-    return [(p.image0, p.image1) for p in sample_pairs()]
-
-
 def fit_size(manifest: BundleManifest, size: Size) -> dict[str, object]:
     """Match settings that make a bundle run at `size`; none where it is baked in. Raises `UsageError` where it cannot."""
     baked = manifest.settings.get("size")
@@ -68,11 +61,11 @@ def peer_tensors(
     """What the bundle's own preprocessing makes of the first pair, `batch` times."""
     from matchrt.images.read import read_image
     from matchrt.plugins import MatcherHooks, get_plugins
-    from matchrt.runtime.matcher import resolve_settings
+    from matchrt.runtime.matcher import settings_of
 
     plugins = get_plugins()
     hooks = MatcherHooks(plugins, plugins.matcher(bundle.manifest.matcher.id))
-    chosen = resolve_settings(hooks, bundle, settings)
+    chosen = settings_of(hooks, bundle, settings)
     images: Any = tuple(read_image(p) for p in pairs[0])
     tensors, _ = hooks.preprocess(images, chosen)
     return {name: np.concatenate([array] * batch) for name, array in tensors.items()}

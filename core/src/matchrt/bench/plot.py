@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matchrt.bench.table import groups, growth
+from matchrt.bench.table import groups, growth, milliseconds
 from matchrt.errors import EnvironmentLackError
 
 
@@ -47,7 +47,7 @@ def _bars(pyplot: Any, run: Mapping[str, Any]) -> Any:
         spread += [[t["q75"] * 1e3 - m for m, t in zip(middles, times, strict=True)]]
         colours = ["#8a8f98" if m["peer"] else "#2b6cb0" for m in members]
         bars = axis.barh([m["label"] for m in members], middles, xerr=spread, color=colours)
-        axis.bar_label(bars, labels=[f"{m:.3g}" for m in middles], padding=4)
+        axis.bar_label(bars, labels=[milliseconds(t["median"]) for t in times], padding=4)
         axis.invert_yaxis()
         axis.margins(x=0.12)
         axis.set_title(group.title, loc="left", fontsize=10)

@@ -196,10 +196,11 @@ def _spread(times: Record | None) -> str:
     if times is None:
         return ""
     t = times["all"]
-    return f"{_ms(t['median'])} ({_ms(t['q25'])}–{_ms(t['q75'])})"
+    return f"{milliseconds(t['median'])} ({milliseconds(t['q25'])}–{milliseconds(t['q75'])})"
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """Three digits."""
     return f"{seconds * 1e3:.3g}" if seconds < 1 else f"{seconds * 1e3:.0f}"
 
 

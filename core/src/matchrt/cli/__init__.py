@@ -22,6 +22,7 @@ VERBS = {
     "fetch": "Download a matcher's published weights.",
     "convert": "Turn a checkpoint into a checked bundle.",
     "build": "Build the engines of a bundle for one backend.",
+    "verify": "Compare an engine with the PyTorch network on image pairs.",
     "match": "Match two images with a bundle.",
     "bench": "Time bundles against each other and against PyTorch.",
     "inspect": "Tell what a checkpoint or a bundle holds.",

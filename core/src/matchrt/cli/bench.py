@@ -96,7 +96,7 @@ def command(
     from matchrt.bench.plot import require_matplotlib
     from matchrt.bench.race import SHARES, Course
     from matchrt.bench.receipt import append_run, command_line, read_receipt, run_record
-    from matchrt.files.pairs import read_pairs
+    from matchrt.verify.pairs import read_pairs
     from matchrt.workers import Interpreters
 
     if plot is not None:
@@ -117,7 +117,7 @@ def command(
         device=device,
     )
     course = Course(
-        pairs=read_pairs(pairs) if pairs else [],
+        pairs=[(p.image0, p.image1) for p in read_pairs(pairs)],
         modes=chosen,
         settings={**file_settings(config), **parse_assignments(assignments)},
         checkpoints=checkpoints,
@@ -140,18 +140,17 @@ def command(
 def _race(
     contenders: list[Contender], course: Course, sizes: list[Size | None], quiet: bool
 ) -> tuple[list[dict[str, Any]], list[Entry]]:
-    from matchrt.bench.inputs import fit_size, resized, shipped_pairs
+    from matchrt.bench.inputs import fit_size, resized
     from matchrt.bench.race import failed, race
 
     records, failures = [], []
-    pairs = list(course.pairs) or shipped_pairs()
     with tempfile.TemporaryDirectory(prefix="matchrt-bench-") as folder, progress_bars(quiet) as progress:
         for size in sizes:
             settings = dict(course.settings)
             for contender in contenders if size else []:
                 assert size is not None
                 settings.update(fit_size(contender.bundle.manifest, size))
-            images = resized(pairs, size, Path(folder)) if size else pairs
+            images = resized(course.pairs, size, Path(folder)) if size else course.pairs
             entries = race(contenders, replace(course, pairs=images, settings=settings), progress)
             swept = {"swept": {"size": list(size)}} if size else {}
             records += [{**e.record(), **swept} for e in entries]

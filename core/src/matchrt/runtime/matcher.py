@@ -47,7 +47,7 @@ class Matcher:
         self.backend = backend.name
         self.precision = precision
         self._hooks = hooks
-        self._settings = resolve_settings(hooks, bundle, dict(settings or {}))
+        self._settings = settings_of(hooks, bundle, dict(settings or {}))
         self._engines: dict[str, Engine] = open_engines(
             bundle, hooks, backend, precision, dict(options or {}), progress
         )
@@ -183,7 +183,7 @@ class Matcher:
             raise failed
 
     def _chosen(self, overrides: Mapping[str, object]) -> Settings:
-        return resolve_settings(self._hooks, self.bundle, overrides, self._settings) if overrides else self._settings
+        return settings_of(self._hooks, self.bundle, overrides, self._settings) if overrides else self._settings
 
     def _prepare(self, pair: tuple[Any, Any], settings: Settings) -> Prepared:
         """Read and preprocess one pair."""
@@ -232,7 +232,7 @@ class Matcher:
         return split_batch(run_steps(self.manifest, sessions, batch, self.outputs), len(pairs))
 
 
-def resolve_settings(
+def settings_of(
     hooks: MatcherHooks, bundle: Bundle, overrides: Mapping[str, object], base: Settings | None = None
 ) -> Settings:
     """The bundle's settings with `overrides` of match settings. Raises `UsageError` for a setting that is baked in."""

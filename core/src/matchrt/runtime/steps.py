@@ -69,6 +69,16 @@ def fetch(manifest: BundleManifest, space: Mapping[str, Array], wanted: Collecti
     return {n: _as_contract(v, contracts.get(n)) for n, v in space.items() if _is_host(v) or not wanted or n in wanted}
 
 
+def run_network(
+    manifest: BundleManifest, sessions: Mapping[str, Session], network: str, inputs: Mapping[str, np.ndarray]
+) -> Tensors:
+    """Outputs of one network on the host, in arrays of their own and in the contract's types. Raises `BackendError`."""
+    contract = manifest.network(network)
+    check_inputs(contract, manifest, inputs)
+    outputs = sessions[network].run(dict(inputs))
+    return {t.name: np.array(_as_contract(outputs[t.name], t)) for t in contract.outputs}
+
+
 def _run(session: Session, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
     on_device = getattr(session, "run_on_device", None)
     if on_device is not None:

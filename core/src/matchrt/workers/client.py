@@ -137,6 +137,10 @@ class Worker:
         """The tensors of a pair of images (paths, or uint8 arrays (H, W) or (H, W, 3))."""
         return self._arrays("preprocess", images=[self._image(image0), self._image(image1)])
 
+    def run(self, network: str, tensors: Mapping[str, np.ndarray]) -> Arrays:
+        """Outputs of one network."""
+        return self._arrays("run", network=network, tensors=str(self._put(tensors)))
+
     def run_steps(self, tensors: Mapping[str, np.ndarray], wanted: Sequence[str] = ()) -> Arrays:
         """`tensors` with the outputs of every step, or those in `wanted`, as `matchrt.runtime.steps.run_steps` has them."""
         return self._arrays("run_steps", tensors=str(self._put(tensors)), wanted=list(wanted))

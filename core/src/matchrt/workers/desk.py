@@ -40,6 +40,7 @@ class Desk:
             "hello": self.hello,
             "open": self.open,
             "preprocess": self.preprocess,
+            "run": self.run,
             "run_steps": self.run_steps,
             "match": self.match,
             "open_peer": self.open_peer,
@@ -96,6 +97,14 @@ class Desk:
         image0, image1 = (read_image(_image(i)) for i in images)
         tensors, _ = self.matcher.preprocess(image0, image1, self.matcher.settings)
         return {"arrays": self._put(tensors)}
+
+    def run(self, network: str, tensors: str) -> Answer:
+        """One network alone."""
+        from matchrt.runtime.steps import run_network
+
+        matcher = self.matcher
+        outputs = run_network(matcher.manifest, matcher.sessions(), network, read_arrays(Path(tensors)))
+        return {"arrays": self._put(outputs)}
 
     def run_steps(self, tensors: str, wanted: list[str]) -> Answer:
         """The whole namespace after all steps."""

@@ -62,7 +62,7 @@ class TorchBackend:
             raise EnvironmentLackError(
                 f"backend 'torch' needs {error.name}, which is not installed", hint=HINT
             ) from None
-        network = reference_network(bundle.manifest, hooks, chosen.checkpoint)
+        network = reference_network(bundle.manifest, hooks, chosen.checkpoint, foreign=chosen.foreign)
         return dict(open_network(bundle.manifest, hooks, network, chosen))
 
 

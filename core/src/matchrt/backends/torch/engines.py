@@ -30,14 +30,12 @@ def open_network(
     device = choose_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    dtype = _HALF.get(options.precision)
-    whole = network.to(device).eval().requires_grad_(False)
-    if dtype is not None and options.half == "network":
-        whole = whole.to(dtype)
+    dtype = _HALF.get(options.precision) if options.half == "network" else None
+    whole = network.eval().requires_grad_(False)
+    # A part may compute constants when it is asked for: on the CPU and in float32, as conversion does; then it is moved.
+    parts = {n.name: whole.get_submodule(hooks.matcher.network(n.name).module_path) for n in manifest.networks}
     return {
-        contract.name: TorchEngine(
-            contract, whole.get_submodule(hooks.matcher.network(contract.name).module_path), device, options
-        )
+        contract.name: TorchEngine(contract, parts[contract.name].to(device=device, dtype=dtype), device, options)
         for contract in manifest.networks
     }
 

@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 HALF = ("autocast", "network")
 DEVICES = ("auto", "cpu", "cuda")
-_KNOWN = ("checkpoint", "device", "compile", "half", "benchmark", "threads")
+_KNOWN = ("checkpoint", "device", "compile", "half", "benchmark", "threads", "foreign")
 _BOOLEANS = dict.fromkeys(("true", "1", "yes", "on"), True) | dict.fromkeys(("false", "0", "no", "off"), False)
 
 
@@ -28,7 +28,7 @@ class TorchOptions:
     networks make float32 tensors of their own). `compile` is a mode of `torch.compile`, "default" for
     its own, "none" for eager. `device`: cpu, cuda, cuda:N, or auto (cuda where there is one). `benchmark` lets cuDNN try its
     algorithms. `checkpoint` maps roles ("" is the main file) to the files of the bundle's weights. `threads`: of the CPU; 0 leaves
-    torch's own choice.
+    torch's own choice. `foreign` takes a `checkpoint` whose sha256 is not the one that the bundle recorded.
     """
 
     precision: str = "fp32"
@@ -38,6 +38,7 @@ class TorchOptions:
     half: str = "autocast"
     benchmark: bool = False
     threads: int = 0
+    foreign: bool = False
 
 
 def parse_options(precision: str, given: Mapping[str, Any]) -> TorchOptions:
@@ -56,6 +57,7 @@ def parse_options(precision: str, given: Mapping[str, Any]) -> TorchOptions:
         half=str(given.get("half", "autocast")),
         benchmark=_boolean("benchmark", given.get("benchmark", False)),
         threads=int(given.get("threads", 0)),
+        foreign=_boolean("foreign", given.get("foreign", False)),
     )
     _require("compile", options.compile, COMPILE)
     _require("half", options.half, HALF)

@@ -18,11 +18,13 @@ from matchrt.weights.hashing import file_sha256
 from matchrt.weights.locate import fetched_path, shipped_or_fetched
 
 
-def reference_network(manifest: BundleManifest, hooks: MatcherHooks, checkpoint: Mapping[str, Path]) -> torch.nn.Module:
+def reference_network(
+    manifest: BundleManifest, hooks: MatcherHooks, checkpoint: Mapping[str, Path], *, foreign: bool = False
+) -> torch.nn.Module:
     """The network of `manifest`'s matcher with its weights, in eval mode, on the CPU, in float32.
 
     `checkpoint` maps roles ("" is the main file) to files; others are looked for among shipped and fetched weights. Every file must
-    have the sha256 that the bundle recorded; random weights are made again from the recorded seed.
+    have the sha256 that the bundle recorded, unless `foreign`; random weights are made again from the recorded seed.
     Raises `WeightsError` that names the file to give.
     """
     variant = hooks.matcher.variant(manifest.matcher.variant)
@@ -34,7 +36,7 @@ def reference_network(manifest: BundleManifest, hooks: MatcherHooks, checkpoint:
                 hint=f"leave the checkpoint out: they are made again from seed {manifest.weights.random_seed}",
             )
         return random_weights(hooks, variant, settings, manifest.weights.random_seed)[0]
-    paths = find_sources(manifest, hooks, variant, checkpoint)
+    paths = find_sources(manifest, hooks, variant, checkpoint, foreign)
     read = read_weights(hooks, variant, paths, complete=False)
     allowed = manifest.weights.allow_missing
     network, loaded = load_weights(hooks, hooks.plugins, variant, settings, read, allowed)
@@ -51,7 +53,7 @@ def baked_settings(manifest: BundleManifest, hooks: MatcherHooks) -> Settings:
 
 
 def find_sources(
-    manifest: BundleManifest, hooks: MatcherHooks, variant: Variant, given: Mapping[str, Path]
+    manifest: BundleManifest, hooks: MatcherHooks, variant: Variant, given: Mapping[str, Path], foreign: bool
 ) -> dict[str, Path]:
     """Role to path of each file that `manifest` names: the one given, else a shipped or fetched one of the same sha256."""
     sources = {"" if s.role == "main" else s.role: s for s in manifest.weights.sources}
@@ -64,7 +66,7 @@ def find_sources(
         if not path.is_file():
             raise WeightsError(f"no checkpoint at {path}: it is not there", hint=_give(role, sources[role]))
         found = file_sha256(path)
-        if found != sources[role].sha256:
+        if found != sources[role].sha256 and not foreign:
             raise WeightsError(
                 f"{path} is not what the bundle was made from: its sha256 is {found}, not {sources[role].sha256}",
                 hint=_give(role, sources[role]),
