@@ -23,7 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from receipt import machine, now
+from matchrt.bench.receipt import now
+from matchrt.workers.machine import machine_record
 
 MIB = 1024
 
@@ -205,7 +206,7 @@ def main() -> None:
             "what": f"matchanything-roma:{options.variant}, random weights, symmetric, float32, CPU",
             "sizes": [options.size, options.upsample_size],
             "date": now(),
-            "machine": machine(),
+            "machine": machine_record(("numpy", "torch", "onnx", "onnxruntime")),
             "threads": options.threads,
             "convert": in_process_of_its_own("convert", bundle, options),
         }

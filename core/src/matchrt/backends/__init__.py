@@ -99,7 +99,12 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """Loads networks of a bundle."""
+    """Loads networks of a bundle.
+
+    A backend that needs more than one graph at a time (the bundle's weights and settings, say) also has
+    `open_bundle(bundle, hooks, precision, options) -> dict[str, Engine]`, an engine for every network of the bundle; it then decides
+    itself which precisions there are, and `open` is not called. `torch` does so.
+    """
 
     name: str
 

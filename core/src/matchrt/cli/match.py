@@ -10,6 +10,9 @@ import click
 
 from matchrt.cli.options import (
     SettingsCommand,
+    backend_option,
+    backend_options,
+    checkpoint_option,
     config_option,
     explain,
     explain_option,
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     "--trust", multiple=True, metavar="SHA256", help="Load the engine with this sha256 though another user built it."
 )
 @click.option("--threads", type=int, default=0, help="Threads of the CPU provider; 0: all cores.")
+@checkpoint_option
+@backend_option
 @set_option
 @config_option
 @explain_option
@@ -66,6 +71,8 @@ def command(
     precision: str,
     trust: tuple[str, ...],
     threads: int,
+    checkpoints: tuple[str, ...],
+    options: tuple[str, ...],
     assignments: tuple[str, ...],
     config: Path | None,
     show_settings: bool,
@@ -92,6 +99,7 @@ def command(
             provider=provider,
             threads=threads,
             trust=trust,
+            options=backend_options(options, checkpoints),
             settings=settings,
             progress=progress,
         )

@@ -69,11 +69,16 @@ class Checkpoints:
         return self.files[PRIMARY]
 
 
-def read_weights(hooks: MatcherHooks, variant: Variant, files: Mapping[str, Path]) -> Checkpoints:
-    """Read `files` (role to path; "" is the main file), completed by files that are at hand. Raises `WeightsError`."""
+def read_weights(
+    hooks: MatcherHooks, variant: Variant, files: Mapping[str, Path], *, complete: bool = True
+) -> Checkpoints:
+    """Read `files` (role to path; "" is the main file), completed by files that are at hand unless `complete` is False.
+
+    Raises `WeightsError`.
+    """
     spec = hooks.matcher
     _check_roles(spec, variant, files)
-    paths = find_weights(spec, variant, files)
+    paths = find_weights(spec, variant, files) if complete else {role: files[role] for role in sorted(files)}
     checkpoints = {PRIMARY if role == "" else role: read_checkpoint(path) for role, path in paths.items()}
     main = checkpoints[PRIMARY]
     try:

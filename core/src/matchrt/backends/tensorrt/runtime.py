@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from matchrt.backends.clock import Clock, DriverClock
 from matchrt.backends.tensorrt._api import TrtApi
 from matchrt.backends.tensorrt.arrays import DeviceTensor, is_device_array, view
 from matchrt.backends.tensorrt.builder import dtype_name
@@ -167,6 +168,23 @@ class TensorRtSession:
     def memory_provider(self) -> str:
         """Name of the provider of its memory."""
         return self._memory.name
+
+    def clock(self) -> Clock:
+        """For work on the calling thread's own stream."""
+        return DriverClock(self._cuda)
+
+    def to_device(self, array: np.ndarray) -> DeviceTensor:
+        """A copy of `array` on the device, in the order of the thread's own stream; done when this returns."""
+        with self._cuda.current():
+            stream = self._cuda.thread_stream()
+            block, pinned = self._pool.take(max(array.nbytes, 1)), self._memory.pinned(max(array.nbytes, 1))
+            try:
+                np.copyto(pinned.host()[: array.nbytes].view(array.dtype).reshape(array.shape), array)
+                self._cuda.to_device(block.pointer, pinned.pointer, array.nbytes, stream)
+                self._cuda.synchronize(stream)
+            finally:
+                pinned.free()
+            return DeviceTensor(self._cuda, block, array.shape, array.dtype, stream, self._give_back)
 
     def run(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, np.ndarray]:
         """Outputs as numpy arrays, finished. Raises `BackendError`."""
