@@ -23,7 +23,7 @@ from matchrt.engines.prepared import Prepared, code_fingerprint, prepare_network
 from matchrt.engines.profiles import Range, axis_ranges, frozen_axes, profiles_of
 from matchrt.engines.spec import EngineSpec
 from matchrt.errors import BackendError, MatchrtError, UsageError
-from matchrt.model import Target
+from matchrt.model import PrecisionRule, Target
 from matchrt.plugins import MatcherHooks
 from matchrt.progress import Progress, Silent, stage
 
@@ -31,8 +31,19 @@ PRECISIONS = ("fp32", "fp16", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a search for mixed precision chose for one network: rules besides the matcher's own, and how they were found."""
+
+    rules: tuple[PrecisionRule, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What to build. `shapes` and `batch` narrow the bundle's dynamic axes, `options` are the backend's by name."""
+    """What to build. `shapes` and `batch` narrow the bundle's dynamic axes, `options` are the backend's by name.
+
+    `kept` is what stays in float32 in each network under precision `mixed` (see `matchrt.verify.mixed`).
+    """
 
     precision: str = "fp32"
     shapes: Mapping[str, Range] = field(default_factory=lambda: MappingProxyType({}))
@@ -41,6 +52,7 @@ class BuildRequest:
     targets: tuple[str, ...] = ()
     isolate: bool | None = None
     """Build in a process of its own; None lets the backend decide."""
+    kept: Mapping[str, Kept] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +95,9 @@ def build_engines(
     request: BuildRequest,
     cache: EngineCache | None = None,
     progress: Progress | None = None,
+    only: Collection[str] | None = None,
 ) -> list[Built]:
-    """An engine for every network of `bundle`, from the cache or built now, in the order of the networks.
+    """An engine for every network of `bundle` (or those in `only`), from the cache or built now, in the order of the networks.
 
     Raises `UsageError`, `EnvironmentLackError`, and `BackendError` with the linter's, the parser's or the builder's reasons.
     """
@@ -93,6 +106,8 @@ def build_engines(
     built = []
     with planned(bundle, hooks, backend, request, cache, progress) as plans:
         for plan in plans:
+            if only is not None and plan.network not in only:
+                continue
             begin = time.perf_counter()
             require_buildable(plan)
             waited: list[str] = []
@@ -125,9 +140,13 @@ def planned(
     """Plans for all networks; their graph files exist while the block runs. Builds nothing."""
     if request.precision not in PRECISIONS:
         raise UsageError(f"precision {request.precision!r} is not one of {', '.join(PRECISIONS)}")
-    if request.precision == "mixed":
-        raise UsageError("precision mixed needs a search driven by parity figures", hint="`matchrt verify` runs it")
-    target = backend.target(request.precision)
+    lacking = {n.name for n in bundle.manifest.networks} - set(request.kept)
+    if request.precision == "mixed" and lacking:
+        raise UsageError(
+            "precision mixed needs a search for what stays in float32",
+            hint=f"`matchrt build {bundle.path} --backend {backend.name} --precision mixed` runs it",
+        )
+    target = backend.target("fp16" if request.precision == "mixed" else request.precision)
     options = resolve_options(hooks, backend, target, request)
     identity = backend.identity(request.targets)
     ranges = axis_ranges(bundle.manifest, request.shapes, request.batch)
@@ -136,7 +155,8 @@ def planned(
         with stage(progress, "prepare", len(bundle.manifest.networks)):
             for contract in bundle.manifest.networks:
                 freeze = frozen_axes(contract, ranges)
-                prepared = prepare_network(bundle, hooks, contract.name, target, freeze, Path(folder))
+                rules = request.kept[contract.name].rules if contract.name in request.kept else ()
+                prepared = prepare_network(bundle, hooks, contract.name, target, freeze, Path(folder), rules)
                 spec = EngineSpec(
                     graph_sha256=prepared.sha256,
                     backend=backend.name,
@@ -174,6 +194,8 @@ def request_digest(request: BuildRequest) -> str:
         "options": dict(request.options),
         "targets": list(request.targets),
     }
+    if request.kept:
+        data["kept"] = {n: [r.pattern for r in k.rules] for n, k in request.kept.items()}
     return _digest(data)
 
 
@@ -229,6 +251,8 @@ def _build(
             "kept": list(plan.prepared.kept),
         },
     }
+    if plan.network in request.kept:
+        record["mixed"] = dict(request.kept[plan.network].record)
     return Fresh(output.payload, record)
 
 

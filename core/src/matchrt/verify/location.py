@@ -39,7 +39,6 @@ class Location:
     culprit: str | None
     points: tuple[Point, ...]
     sentence: str
-    caveats: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""

@@ -41,6 +41,7 @@ def write_report(result: VerifyResult, path: Path) -> None:
         f"<p>{left} more pairs are in the table alone; these are the worst.</p>" if left else "",
         _histograms(result) if len(result.pairs) > 1 else "",
         _tensors(result),
+        _points(result.location) if result.location and result.location.points else "",
         _provenance(result),
     ]
     atomic_write_text(path, page(title, body))
@@ -207,16 +208,16 @@ def _tensors(result: VerifyResult) -> str:
 
 
 def _location(location: Location) -> str:
-    rows = "".join(_point(p, p == location.point) for p in location.points)
-    head = "".join(
-        f"<th>{h}</th>" for h in ("named point", "tensor", "relative error", "of what it is made from", "largest")
-    )
     nodes = f"<p>Nodes there: <code>{escape(', '.join(location.nodes[-12:]))}</code></p>" if location.nodes else ""
-    caveats = "".join(f"<p>{escape(c)}</p>" for c in location.caveats)
+    return f"<h2>Where the difference enters</h2><p>On pair {escape(location.pair)}: {escape(location.sentence)}.</p>{nodes}"
+
+
+def _points(location: Location) -> str:
+    rows = "".join(_point(p, p == location.point) for p in location.points)
+    head = ("named point", "tensor", "relative error", "of what it is made from", "largest")
     return (
-        f"<h2>Where the difference enters</h2><p>On pair {escape(location.pair)}: {escape(location.sentence)}.</p>{nodes}{caveats}"
-        f"<details {'open' if location.point else ''}><summary>{len(location.points)} named points in {escape(location.network)}</summary>"
-        f"<table><tr>{head}</tr>{rows}</table></details>"
+        f"<h2>Named points inside {escape(location.network)}</h2><p>What modules are given and return, in the order of the graph.</p>"
+        f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{rows}</table>"
     )
 
 
