@@ -79,6 +79,16 @@ def test_a_broken_plugin_is_shown_with_its_cause_and_the_rest_works(
     assert run_cli("plugins", "--strict", env=path_of(site(kind))).returncode == 1
 
 
+def test_damaged_metadata_of_one_distribution_takes_no_other_down(run_cli: Any, tmp_path: Path) -> None:
+    for name, points in (("garbled", b"[matchrt]\n\xff\xfe = x\n"), ("nameless", b"[matchrt]\nnameless = json\n")):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_bytes(points)
+    data = plugins_json(run_cli, tmp_path)
+    assert "lightglue" in [p["name"] for p in data["loaded"]]
+    assert ("nameless", "unknown") in [(f["name"], f["distribution"]) for f in data["failed"]]
+
+
 def test_all_faults_of_a_plugin_are_told_at_once(run_cli: Any, site: Site) -> None:
     data = plugins_json(run_cli, site("two_faults"))
     (failed,) = [f for f in data["failed"] if f["name"] == "two_faults"]

@@ -16,7 +16,8 @@ from dataclasses import asdict
 from typing import Any
 
 IDENTITY = bytes.fromhex(
-    "08073a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+    "08073a370a100a017812017922084964656e746974791201675a0f0a0178120a0a"
+    "08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
 )
 """An ONNX model: y = Identity(x), both float32 of shape (1), opset 13, IR version 7."""
 
@@ -96,7 +97,8 @@ def backend(say: Say, name: str) -> None:
         made = _spec(name).create()
         info = made.info()
         fields = {n: getattr(info, n) for n in ("version", "can_build", "can_run", "reason")}
-        say({"answer": {**fields, "details": dict(info.details)}})
+        as_is = bool(getattr(made, "runs_as_is", True))
+        say({"answer": {**fields, "details": dict(info.details), "as_is": as_is}})
         if name == "tensorrt_rtx":
             _targets(say)
         if name == "onnxruntime":

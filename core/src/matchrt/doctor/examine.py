@@ -11,7 +11,7 @@ from matchrt.builtin import register_backends
 from matchrt.doctor import hardware, software
 from matchrt.doctor.findings import Finding, Need, State
 from matchrt.doctor.installed import Requirement, importable, installed, requirements
-from matchrt.doctor.needs import ABILITIES, BUILD_PACKAGES, Needs, known_names
+from matchrt.doctor.needs import BUILD_PACKAGES, Needs, known_names
 from matchrt.doctor.places import place_findings
 from matchrt.doctor.trial import Trial, attempt, attempt_imports
 from matchrt.errors import UsageError
@@ -101,7 +101,7 @@ def _findings(trials: _Trials, needed: Sequence[Requirement], fault: str, extras
     torch = trials.torch.result() if trials.torch else Trial()
     if torch.problem:
         imports["torch"] = torch.problem
-    for name, (_, _) in hardware.LIBRARIES.items():
+    for name in hardware.LIBRARIES:
         if trials.backends[name].result().died:
             imports[name] = trials.backends[name].result().died
     onnxruntime = trials.backends["onnxruntime"].result()

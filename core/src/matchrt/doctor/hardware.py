@@ -27,7 +27,7 @@ def gpu_findings(trial: Trial) -> list[Finding]:
     """The driver and each GPU, or why there is none."""
     answer = trial.answer
     if not answer or "gpus" not in answer:
-        text = f"asking the NVIDIA driver {trial.problem or 'gave no answer'}"
+        text = f"asking the NVIDIA driver: {trial.problem or 'no answer'}"
         return [Finding("gpu", "driver", State.BROKEN, text, f"reinstall the NVIDIA driver, then reboot; {_WITHOUT}")]
     if not answer["gpus"]:
         state = State.BROKEN if "cuInit" in answer["reason"] or "cuDevice" in answer["reason"] else State.MISSING
@@ -115,7 +115,7 @@ def provider_findings(trial: Trial, gpus: bool) -> list[Finding]:
             state, value, repair = (
                 State.BROKEN,
                 failure,
-                f"install the CUDA and cuDNN that this build asks for, or choose --provider cpu",
+                "install the CUDA and cuDNN that this build asks for, or choose --provider cpu",
             )
         elif name not in started:
             state = State.WARN

@@ -91,6 +91,10 @@ def _read(distribution: metadata.Distribution) -> Distribution:
         return Distribution(guess or folder, version, f"its metadata cannot be read ({type(error).__name__})")
     if not name or not told:
         return Distribution(name or guess or folder, told or version, "its metadata lacks name or version")
+    try:
+        _ = distribution.entry_points
+    except Exception as error:
+        return Distribution(name, told, f"its entry points cannot be read ({type(error).__name__})")
     return Distribution(name, told)
 
 

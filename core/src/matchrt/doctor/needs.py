@@ -10,11 +10,16 @@ from matchrt.doctor.hardware import PROVIDER_PACKAGES
 PROVIDERS = ("cpu", *PROVIDER_PACKAGES)
 ABILITIES = ("build", "run")
 BUILD_PACKAGES = ("onnx", "onnx_graphsurgeon")
-"""Modules that prepare a graph for a builder."""
+"""Modules that prepare a graph for a builder; they need no torch."""
+_ABSENT = (State.BROKEN, State.MISSING)
 
 
 def known_names(extras: Iterable[str], backends: Iterable[str]) -> list[str]:
-    """Every name that `--for` takes. A backend's name asks for building and running, `NAME:build` and `NAME:run` for one of them."""
+    """Every name that `--for` takes.
+
+    A backend's name asks for all that matching with it takes: running, and building unless it runs bundles as they are.
+    `NAME:build` and `NAME:run` ask for one of them.
+    """
     backends = [b for b in backends if b != "torch"]
     split = [f"{b}:{ability}" for b in backends for ability in ABILITIES]
     providers = [f"onnxruntime:{p}" for p in PROVIDERS]
@@ -35,14 +40,16 @@ class Needs:
         head, _, tail = name.partition(":")
         if name in ("core", "plugins"):
             groups = ("packages", "places") if name == "core" else ("plugins",)
-            lacking = [f for f in self._findings if f.group in groups and f.state in (State.BROKEN, State.MISSING)]
-            return _from(name, lacking)
+            mine = [f for f in self._findings if f.group in groups]
+            return _from(
+                name, [f for f in mine if f.state in _ABSENT or (f.state is State.WARN and "package" in f.data)]
+            )
         if name == "gpu":
             return _from(name, [f for f in self._findings if f.group == "gpu" and f.state is not State.OK])
         if name == "cuda" or (head == "onnxruntime" and tail in PROVIDERS):
             return self._provider(name, tail or name)
         if ("backends", head) in self._by_name:
-            return self._backend(name, head, (tail,) if tail else ABILITIES)
+            return self._backend(name, head, (tail,) if tail else ())
         return _from(name, [f for f in [self._by_name[("extras", name)]] if f.state is not State.OK])
 
     def _provider(self, name: str, provider: str) -> Need:
@@ -54,8 +61,9 @@ class Needs:
 
     def _backend(self, name: str, backend: str, abilities: Sequence[str]) -> Need:
         finding = self._by_name[("backends", backend)]
-        if backend == "torch" or not finding.data.get("version"):
-            return _from(name, [f for f in [finding] if f.state in (State.BROKEN, State.MISSING)])
+        if backend == "torch" or finding.state in _ABSENT:
+            return _from(name, [f for f in [finding] if f.state in _ABSENT])
+        abilities = abilities or (("run",) if finding.data["as_is"] else ABILITIES)
         cannot = [a for a in abilities if not finding.data[f"can_{a}"]]
         reason = str(finding.data.get("reason") or "its library says so")
         why = [f"{backend} {finding.data['version']} cannot {a} here: {reason}" for a in cannot]
@@ -63,7 +71,7 @@ class Needs:
         if "build" in abilities:
             lacking = {m: e for m in BUILD_PACKAGES if (e := self._imports.get(m, ""))}
             why += [f"building prepares graphs with {m}, which does not import: {e}" for m, e in lacking.items()]
-            repairs += ["pip install 'matchrt[convert]'"] if lacking else []
+            repairs += [f"pip install {' '.join(m.replace('_', '-') for m in lacking)}"] if lacking else []
         return Need(name, tuple(why), tuple(repairs))
 
 

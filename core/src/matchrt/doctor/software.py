@@ -46,12 +46,12 @@ def judge(requirement: Requirement, found: Mapping[str, Distribution], imports: 
     """What is installed for `requirement`; `imports` says of modules that were tried why they failed ("" if not)."""
     there = provider_of(requirement.name, found)
     tried = imports.get(requirement.module)
+    if there is None and not importable(requirement.module):
+        return Package(requirement, None, State.MISSING, "not installed")
     if tried:
         return Package(requirement, there, State.BROKEN, tried)
     if there is None:
-        if tried == "" or importable(requirement.module):
-            return Package(requirement, None, State.OK, "not installed by pip, so its version is not known")
-        return Package(requirement, None, State.MISSING, "not installed")
+        return Package(requirement, None, State.OK, "not installed by pip, so its version is not known")
     if there.fault:
         return Package(requirement, there, State.BROKEN, there.fault)
     if there.name == requirement.name and not requirement.admits(there.version):
@@ -132,10 +132,10 @@ def extra_finding(extra: str, packages: Sequence[Package]) -> Finding:
     if bad and all(p.state is State.MISSING for p in bad):
         names = ", ".join(p.requirement.name for p in bad)
         value = f"{names} {'is' if len(bad) == 1 else 'are'} not installed"
-    broken = [repair_of(p) for p in bad if p.state is State.BROKEN]
-    repair = " && ".join(broken) if broken else f"pip install --upgrade 'matchrt[{extra}]'" if bad else ""
-    if bad and not broken and worst is State.MISSING:
-        repair = f"pip install 'matchrt[{extra}]'"
+    steps = [repair_of(p) for p in bad if p.state is State.BROKEN]
+    if any(p.state in (State.MISSING, State.WARN) for p in bad):
+        steps.append(f"pip install 'matchrt[{extra}]'")
+    repair = " && ".join(steps)
     return Finding("extras", extra, worst, value, repair, {"packages": [p.to_dict() for p in packages]})
 
 
@@ -144,7 +144,7 @@ def plugin_findings(trial: Trial) -> list[Finding]:
     if not trial.answer:
         state = State.BROKEN
         repair = "MATCHRT_PLUGINS= matchrt plugins (then name one plugin after another, to find the one)"
-        return [Finding("plugins", "plugins", state, f"loading them {trial.problem or 'gave no answer'}", repair)]
+        return [Finding("plugins", "plugins", state, f"loading them: {trial.problem or 'no answer'}", repair)]
     findings = []
     for p in trial.answer["loaded"]:
         gives = [*p["matchers"], *(f"backend {b}" for b in p["backends"])]
@@ -159,4 +159,7 @@ def plugin_findings(trial: Trial) -> list[Finding]:
     for p in trial.answer["disabled"]:
         repair = "unset MATCHRT_PLUGINS MATCHRT_DISABLE_PLUGINS, if it should load"
         findings.append(Finding("plugins", p["name"], State.WARN, f"{p['distribution']}: {p['reason']}", repair, p))
+    if not any(p["matchers"] for p in trial.answer["loaded"]):
+        repair = "pip install matchrt-lightglue matchrt-eloftr matchrt-roma"
+        findings.append(Finding("plugins", "matchers", State.WARN, "no plugin brings a matcher", repair))
     return findings

@@ -64,7 +64,7 @@ def attempt_imports(modules: Sequence[str]) -> dict[str, str]:
     left = list(modules)
     while left:
         trial = attempt("imports", *left)
-        outcome.update({m: "" for m in trial.done} | trial.failures)
+        outcome.update(dict.fromkeys(trial.done, "") | trial.failures)
         if trial.died:
             culprit = trial.at if trial.at in left else left[0]
             outcome[culprit] = f"importing it {trial.died.removesuffix(f' ({culprit})')}"
