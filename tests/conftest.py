@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -41,18 +42,33 @@ def run_cli() -> Cli:
     return run
 
 
-@pytest.fixture(scope="session")
-def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the small matcher with its shipped weights, few keypoints; tests must not change it."""
-    from matchrt.export.convert import ConvertRequest, run_convert
-    from matchrt.plugins import get_plugins
+MINI_SETTINGS = {"MATCHRT_SET_KEYPOINTS": "128", "MATCHRT_SET_LONG_SIDE": "320"}
 
-    output = tmp_path_factory.mktemp("bundles") / "mini"
-    request = ConvertRequest(
-        matcher="superpoint-lightglue",
-        variant="mini",
-        output=output,
-        settings={"keypoints": 128, "long_side": 320},
-    )
-    run_convert(request, get_plugins())
-    return output
+
+@dataclass(frozen=True)
+class MadeOnTheFly:
+    """A cache with the bundle that `matchrt.load("superpoint-lightglue:mini")` made there, under `environment`."""
+
+    cache: Path
+    bundle: Path
+    environment: Mapping[str, str]
+
+
+@pytest.fixture(scope="session")
+def mini_on_the_fly(tmp_path_factory: pytest.TempPathFactory) -> MadeOnTheFly:
+    """The small matcher with its shipped weights, few keypoints, converted as `matchrt.load` does it; tests must not change it."""
+    import matchrt
+
+    cache = tmp_path_factory.mktemp("mini_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**MINI_SETTINGS, "MATCHRT_CACHE": str(cache)}.items():
+            patch.setenv(name, value)
+        matchrt.load("superpoint-lightglue:mini").close()
+    (bundle,) = (cache / "bundles").iterdir()
+    return MadeOnTheFly(cache, bundle, MINI_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(mini_on_the_fly: MadeOnTheFly) -> Path:
+    """A bundle of the small matcher with its shipped weights, few keypoints; tests must not change it."""
+    return mini_on_the_fly.bundle

@@ -151,6 +151,7 @@ def test_a_plugin_without_a_matcher_adds_a_pass_to_lightglue(run_cli: Any, site:
         env=path_of(site("tracer")),
     )
     assert result.returncode == 0, result.stderr
+    assert "RANDOM WEIGHTS" in result.stderr
     manifest = json.loads((bundle / "bundle.json").read_text())
     assert "stamp" in [p["name"] for p in manifest["passes"]]
     for network in ("extractor", "matcher"):
