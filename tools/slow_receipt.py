@@ -76,6 +76,7 @@ def commit() -> str:
 
 
 def main() -> int:
+    """Run, merge, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", help="files or folders of tests; all if left out")
     parser.add_argument("--limit", type=int, default=900, help="seconds a test may take")
