@@ -280,7 +280,13 @@ def test_json_errors_are_json_too(capfd: pytest.CaptureFixture[str], tmp_path: P
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
 def test_ctrl_c_during_convert_leaves_nothing(tmp_path: Path) -> None:
     arguments = ["convert", "superpoint-lightglue", "--random-weights", "0", "-o", str(tmp_path / "bundle")]
-    process = subprocess.Popen([sys.executable, "-m", "matchrt", *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "matchrt", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would the child of tests that run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.05)
