@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from roma_files import HIGH, SIZE, SIZES, Files, deep_config, published_names, w
 from roma_oracle import tiny_config
 
 import matchrt
+import matchrt.export.convert as room
 import matchrt_roma.build
 from matchrt.cli import run
 from matchrt.samples import sample_pairs
@@ -41,7 +44,26 @@ def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
 
 
 @pytest.fixture(scope="module")
-def bundles(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def one_export() -> Iterator[None]:
+    """Parts that several bundles have in common (weights, sizes and all) are exported once; each is checked in each bundle."""
+    done: dict[tuple[object, ...], Any] = {}
+    export = room.export_network
+
+    def shared(network: torch.nn.Module, spec: Any, example: Any, target: Any) -> Any:
+        weights = tuple((n, hash(t.numpy().tobytes())) for n, t in network.state_dict().items())
+        inputs = tuple((n, t.shape) for n, t in example.tensors.items())
+        key = (spec.name, inputs, repr(example.dynamic), target, weights)
+        if key not in done:
+            done[key] = export(network, spec, example, target)
+        return copy.deepcopy(done[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "export_network", shared)
+        yield
+
+
+@pytest.fixture(scope="module")
+def bundles(one_export: None, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Bundles of the tiny network, each converted once; odd sizes, to tell height from width."""
     made: dict[str, Path] = {}
     folder = tmp_path_factory.mktemp("bundles")

@@ -28,6 +28,7 @@ VERBS = {
     "inspect": "Tell what a checkpoint or a bundle holds.",
     "engines": "List, check, explain and remove built engines.",
     "plugins": "List the plugins, also those that failed, with the cause.",
+    "doctor": "Look at this machine and this Python, and say what repairs what is not good.",
 }
 
 

@@ -54,15 +54,24 @@ class Fetched:
     downloaded: bool
 
 
-def cache_folder(room: str = "weights") -> Path:
-    """Return the folder for `room` in this user's cache, made if need be, readable by nobody else (mode 0700).
+def cache_place() -> Path:
+    """Where this user's cache is, or would be; nothing is made.
 
     `MATCHRT_CACHE` names the cache; else it is `matchrt` in `XDG_CACHE_HOME` (if that is an absolute path) or in
-    `~/.cache`. Raises `DownloadError` when it cannot be made.
+    `~/.cache`. Raises `RuntimeError` where there is no home folder.
     """
     configured, xdg = os.environ.get("MATCHRT_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache"
-    folder = (Path(configured).expanduser() if configured else base / "matchrt") / room
+    if configured:
+        return Path(configured).expanduser()
+    return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "matchrt"
+
+
+def cache_folder(room: str = "weights") -> Path:
+    """Return the folder for `room` in this user's cache (`cache_place`), made if need be, readable by nobody else (mode 0700).
+
+    Raises `DownloadError` when it cannot be made.
+    """
+    folder = cache_place() / room
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if os.name != "nt" and folder.stat().st_mode & 0o077:
