@@ -20,7 +20,7 @@ from matchrt.model import Settings
 from matchrt.plugins.dispatch import MatcherHooks
 from matchrt.progress import Progress
 from matchrt.runtime.engines import open_engines
-from matchrt.runtime.steps import Tensors, run_steps, split_batch, stack_batch
+from matchrt.runtime.steps import Tensors, batch_limits, batches, run_steps, split_batch, stack_batch
 from matchrt.settings import resolve
 
 
@@ -76,7 +76,8 @@ class Matcher:
     def match_many(
         self, pairs: Iterable[tuple[Any, Any]], batch_size: int = 1, **settings: object
     ) -> Iterator[Matches]:
-        """Matches of each pair, in order. Pairs whose tensors have equal shapes run `batch_size` at a time.
+        """Matches of each pair, in order. Neighbours whose tensors have equal shapes run `batch_size` at a time, or as many as
+        the bundle's axis and its engines take if that is less.
 
         A pair that fails raises when its turn comes.
         """
@@ -143,12 +144,17 @@ class Matcher:
         )
 
     def _run(self, pairs: list[Tensors]) -> list[Tensors]:
-        """Run the steps for every pair: together where all shapes agree and the graphs take a batch, else one by one."""
-        sessions = self.sessions()
-        batch = stack_batch(pairs, self.manifest) if len(pairs) > 1 else None
-        if batch is None:
-            return [run_steps(self.manifest, sessions, p, self._hooks.matcher.outputs) for p in pairs]
-        return split_batch(run_steps(self.manifest, sessions, batch, self._hooks.matcher.outputs), len(pairs))
+        """Run the steps for every pair: neighbours of equal shapes together, as many at once as bundle and engines take."""
+        sessions, wanted = self.sessions(), self._hooks.matcher.outputs
+        fewest, most = batch_limits(self.manifest, sessions)
+        results: list[Tensors] = []
+        for batch in batches(pairs, most):
+            if len(batch) == fewest == 1:
+                results.append(run_steps(self.manifest, sessions, batch[0], wanted))
+            else:
+                tensors = run_steps(self.manifest, sessions, stack_batch(batch, fewest), wanted)
+                results += split_batch(tensors, len(batch))
+        return results
 
 
 def _resolve(
