@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,10 +47,39 @@ PRECISIONS = ("fp32", "fp16")
 MIB = 1024
 
 
-def peaks() -> dict[str, int]:
-    """Most resident memory of this process and of the largest that it started, in MiB."""
-    whose = {"own": resource.RUSAGE_SELF, "builder": resource.RUSAGE_CHILDREN}
-    return {name: resource.getrusage(who).ru_maxrss // MIB for name, who in whose.items()}
+def peak_mib(process: int | str = "self") -> int:
+    """Most resident memory of a process since it began its program, in MiB; 0 if it is gone."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0) // MIB
+
+
+class Builder:
+    """Watches the processes that this one starts while the block runs; `peak_mib` is the most that one of them held.
+
+    Not by `getrusage`, which counts what this process held when it forked.
+    """
+
+    peak_mib = 0
+
+    def __enter__(self) -> Builder:
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.05):
+            for children in Path("/proc/self/task").glob("*/children"):
+                for child in children.read_text().split():
+                    if Path(f"/proc/{child}/cmdline").exists() and b"isolated" in Path(f"/proc/{child}/cmdline").read_bytes():
+                        self.peak_mib = max(self.peak_mib, peak_mib(child))
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
 
 
 def available_mib() -> int:
@@ -70,7 +99,7 @@ def convert(name: str, bundle: Path) -> dict[str, Any]:
     manifest = result.manifest
     return {
         "seconds": dict(result.seconds),
-        "peak_mib": peaks()["own"],
+        "peak_mib": peak_mib(),
         "settings": manifest.settings,
         "axes": [a.model_dump() for a in manifest.axes],
         "onnx": {n.name: manifest.files[n.file].sha256 for n in manifest.networks},
@@ -110,15 +139,16 @@ def build(bundle: Path, network: str, precision: str, target: str) -> dict[str, 
             targets=request.targets,
             kept=prepared.kept,
         )
+        preparing, builder = peak_mib(), Builder()
         begin = time.perf_counter()
         try:
-            output = build_isolated(backend, job, Silent())
+            with builder:
+                output = build_isolated(backend, job, Silent())
             found |= {"result": "built", "engine_bytes": len(output.payload), "warnings": list(output.messages)}
         except MatchrtError as error:
             found |= {"result": "refused", "reason": error.message}
         found["build_seconds"] = round(time.perf_counter() - begin, 1)
-    memory = peaks()
-    return {**found, "peak_mib_preparing": memory["own"], "peak_mib_building": memory["builder"]}
+    return {**found, "peak_mib_preparing": preparing, "peak_mib_building": builder.peak_mib}
 
 
 def in_process_of_its_own(words: list[str], limit: float, reserve: int) -> dict[str, Any]:

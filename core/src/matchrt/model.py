@@ -105,6 +105,8 @@ class WeightsFile:
     size: int | None = None
     package: str = ""
     """An importable package that ships the file beside its code, instead of `url`."""
+    timm: str = ""
+    """The name under which the timm library publishes the same weights, where it does: a second source, used only when asked for."""
     note: str = ""
     """Why the file is needed, in a sentence or two: `matchrt inspect` prints it for a checkpoint that lacks what it provides."""
 

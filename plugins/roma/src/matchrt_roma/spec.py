@@ -222,6 +222,7 @@ _DINOV2 = WeightsFile(
     format="torch",
     licence="Apache-2.0",
     free_licence=True,
+    timm="vit_large_patch14_dinov2.lvd142m",
     note="A RoMa checkpoint (603 keys) holds no DINOv2 key: its ViT is frozen and comes from DINOv2's own file, 343 keys, of which "
     "mask_token is never read. The timm copy has the other 342, so a report of 342 of 603 counts another file's keys and none of "
     "this one's; one of 60 of 295 counts 55 match-decoder tensors that only look like DINOv2's first blocks, and 5 of timm's.",
