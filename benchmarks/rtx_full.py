@@ -74,7 +74,10 @@ class Builder:
         while not self._over.wait(0.05):
             for children in Path("/proc/self/task").glob("*/children"):
                 for child in children.read_text().split():
-                    if Path(f"/proc/{child}/cmdline").exists() and b"isolated" in Path(f"/proc/{child}/cmdline").read_bytes():
+                    if (
+                        Path(f"/proc/{child}/cmdline").exists()
+                        and b"isolated" in Path(f"/proc/{child}/cmdline").read_bytes()
+                    ):
                         self.peak_mib = max(self.peak_mib, peak_mib(child))
 
     def __exit__(self, *_: object) -> None:

@@ -140,7 +140,10 @@ def test_engines_of_two_pairs_take_one_and_three(
     tensorrt: Any, fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`matchrt build --batch 2`: what does not fill an engine's batch is filled up, and what exceeds it is cut."""
-    bundle, hooks = read_bundle(fixed_bundle), MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue"))
+    bundle, hooks = (
+        read_bundle(fixed_bundle),
+        MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue")),
+    )
     build_module.build_engines(
         bundle, hooks, backend.TensorRtBackend(), build_module.BuildRequest(batch=Range(2, 2, 2)), EngineCache()
     )

@@ -62,7 +62,9 @@ def test_a_batch_gives_the_bits_of_single_pairs(name: str, bundles: Bundles, mon
         sizes: list[int] = []
         for session in matcher.sessions().values():
             plain = session.run
-            monkeypatch.setattr(session, "run", lambda i, plain=plain: sizes.append(len(next(iter(i.values())))) or plain(i))
+            monkeypatch.setattr(
+                session, "run", lambda i, plain=plain: sizes.append(len(next(iter(i.values())))) or plain(i)
+            )
         together = list(matcher.match_many(pairs, batch_size=5))
     assert sizes == [3] * len(matcher.manifest.steps) + [1] * len(matcher.manifest.steps)
     for one, other in zip(single, together, strict=True):
@@ -147,7 +149,9 @@ def test_a_fixed_bundle_names_the_setting(opened: Callable[[str], Any]) -> None:
             "axes": (),
             "settings": {**manifest.settings, "pairs": 1},
             "networks": tuple(
-                n.model_copy(update={"inputs": tuple(t.model_copy(update={"shape": (1, *t.shape[1:])}) for t in n.inputs)})
+                n.model_copy(
+                    update={"inputs": tuple(t.model_copy(update={"shape": (1, *t.shape[1:])}) for t in n.inputs)}
+                )
                 for n in manifest.networks
             ),
         }

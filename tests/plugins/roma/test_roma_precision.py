@@ -28,7 +28,18 @@ from matchrt.settings import resolve
 from matchrt_roma.networks import Roma
 
 RTX = Target(backend="tensorrt_rtx", precision="fp16")
-NAMES = ("vit", "pyramid", "pyramid8", "gp", "gp_readout", "coarse", "coarse_final", "refine", "refine_final", "upsample")
+NAMES = (
+    "vit",
+    "pyramid",
+    "pyramid8",
+    "gp",
+    "gp_readout",
+    "coarse",
+    "coarse_final",
+    "refine",
+    "refine_final",
+    "upsample",
+)
 Arrays = dict[str, np.ndarray]
 
 

@@ -73,7 +73,8 @@ def axis_ranges(
             if fixed != {batch.min} or not batch.fixed:
                 again = f", or convert again with --set pairs={batch.max}" if "pairs" in manifest.settings else ""
                 raise UsageError(
-                    f"the bundle's batch is fixed to {', '.join(sorted(map(str, fixed)))}", hint=f"leave --batch out{again}"
+                    f"the bundle's batch is fixed to {', '.join(sorted(map(str, fixed)))}",
+                    hint=f"leave --batch out{again}",
                 )
         chosen = {**dict.fromkeys(names, batch), **chosen}
     for name, wanted in chosen.items():

@@ -48,7 +48,9 @@ def _load(file: WeightsFile) -> dict[str, Any]:
         model = timm.create_model(file.timm, pretrained=True)
     except Exception as error:  # timm, the hub and the network raise classes of their own
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise _unreachable(file, f"timm {timm.__version__} could not get it: {type(error).__name__}: {reason}") from error
+        raise _unreachable(
+            file, f"timm {timm.__version__} could not get it: {type(error).__name__}: {reason}"
+        ) from error
     state: dict[str, Any] = model.state_dict()
     return state
 
@@ -57,7 +59,9 @@ def _save(state: dict[str, Any], path: Path, name: str) -> None:
     from safetensors.torch import save_file
 
     # No version in it: the same weights give the same file, whichever timm wrote it.
-    save_file({n: t.contiguous() for n, t in state.items()}, str(path), metadata={"format": "pt", "source": f"timm {name}"})
+    save_file(
+        {n: t.contiguous() for n, t in state.items()}, str(path), metadata={"format": "pt", "source": f"timm {name}"}
+    )
 
 
 def _unreachable(file: WeightsFile, why: str) -> DownloadError:

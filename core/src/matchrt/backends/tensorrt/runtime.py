@@ -163,7 +163,9 @@ class TensorRtSession:
     @property
     def batch_bounds(self) -> dict[str, tuple[int, int]]:
         """(fewest, most) of the leading axis that the engine was built for, by input."""
-        ends = {t.name: (t.bounds[0], t.bounds[2]) if t.bounds else (t.shape, t.shape) for t in self._tensors if t.is_input}
+        ends = {
+            t.name: (t.bounds[0], t.bounds[2]) if t.bounds else (t.shape, t.shape) for t in self._tensors if t.is_input
+        }
         return {n: (low[0], high[0]) for n, (low, high) in ends.items() if low}
 
     def run(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, np.ndarray]:
