@@ -38,6 +38,9 @@ CASES: dict[str, dict[str, object]] = {
     "roma:encoder-gp": {},
     "roma:coarse": {},
     "roma:full": {},
+    "matchanything-roma:full": {},
+    "matchanything-roma:coarse": {},
+    "matchanything-roma:encoder-gp": {},
     "roma:full upsample=false": {"upsample": False},
     "roma:full pairs=4": {"pairs": 4},
 }

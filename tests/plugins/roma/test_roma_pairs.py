@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from roma_files import Cli
 
@@ -93,7 +94,7 @@ def opened(bundles: Bundles) -> Callable[[str], Any]:
 def test_a_frozen_number_of_pairs_leaves_no_trace_of_the_axis(
     name: str, part: str, precision: str, opened: Callable[[str], Any]
 ) -> None:
-    """An engine for two pairs has the nodes of one for a single pair: nothing works out shapes as it runs."""
+    """An engine for two pairs has the nodes of one for a single pair, nothing works out shapes as it runs; and it has its bits."""
     target = Target(backend="tensorrt_rtx", precision=precision)
     models = []
     for count in (1, 2):
@@ -106,6 +107,13 @@ def test_a_frozen_number_of_pairs_leaves_no_trace_of_the_axis(
     operators = [sorted(n.op_type for n in model.graph.node) for model in models]
     assert operators[0] == operators[1]
     assert "Shape" not in operators[0]
+    rng = np.random.default_rng(0)
+    shapes = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in models[1].graph.input}
+    feeds = {n: rng.random(shape, np.float32) for n, shape in shapes.items()}
+    single = [computed(models[0], {n: v[i : i + 1] for n, v in feeds.items()}) for i in (0, 1)]
+    for both, *alone in zip(computed(models[1], feeds), *single, strict=True):
+        assert np.array_equal(both, np.concatenate(alone))
+        assert not np.array_equal(*alone), "entries could be swapped unseen"
 
 
 @pytest.mark.rtx
@@ -119,6 +127,11 @@ def test_tensorrt_rtx_builds(
     model = prepared(opened(name), part, Target(backend="tensorrt_rtx", precision=precision), batch)
     size, complaints = _rtx_builder().build(model, {"pairs": (1, 1, 3)})
     assert size > 10_000, complaints
+
+
+def computed(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return [np.asarray(value) for value in session.run(None, feeds)]
 
 
 def prepared(bundle: Any, part: str, target: Target, batch: Range | None) -> onnx.ModelProto:
