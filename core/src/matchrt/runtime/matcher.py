@@ -19,8 +19,9 @@ from matchrt.matches import Matches
 from matchrt.model import Settings
 from matchrt.plugins.dispatch import MatcherHooks
 from matchrt.progress import Progress
+from matchrt.runtime.batches import batch_limits, batches, joined
 from matchrt.runtime.engines import open_engines
-from matchrt.runtime.steps import Tensors, batch_limits, batches, run_steps, split_batch, stack_batch
+from matchrt.runtime.steps import Tensors, run_steps, split_batch
 from matchrt.settings import resolve
 
 
@@ -152,7 +153,7 @@ class Matcher:
             if len(batch) == fewest == 1:
                 results.append(run_steps(self.manifest, sessions, batch[0], wanted))
             else:
-                tensors = run_steps(self.manifest, sessions, stack_batch(batch, fewest), wanted)
+                tensors = run_steps(self.manifest, sessions, joined(batch, fewest), wanted)
                 results += split_batch(tensors, len(batch))
         return results
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Collection, Mapping
 from typing import TypeGuard
 
 import numpy as np
@@ -102,43 +100,17 @@ def _describe(spec: TensorContract) -> str:
     return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
 
 
-def batch_limits(manifest: BundleManifest, sessions: Mapping[str, Session]) -> tuple[int, int]:
-    """Fewest and most pairs that every network takes in one run: the bundle's own axes, narrowed by what engines were built for.
-
-    (1, 1) where an input has no dynamic batch axis. Raises `BackendError` where engines have no number of pairs in common.
-    """
-    axes = {a.name: a for a in manifest.axes}
-    fewest, most = 1, sys.maxsize
-    for network in manifest.networks:
-        built = getattr(sessions[network.name], "batch_bounds", {})
-        for spec in network.inputs:
-            axis = axes.get(str(spec.shape[0])) if spec.shape and spec.axes[0] == "batch" else None
-            if axis is None:
-                return 1, 1
-            low, high = built.get(spec.name, (axis.min, axis.max))
-            fewest, most = max(fewest, low), min(most, high)
-    if fewest > most:
-        raise BackendError(
-            f"the engines take no common number of pairs: one needs at least {fewest}, one at most {most}",
-            hint="build all of them with one `matchrt build --batch N`",
-        )
-    return fewest, most
-
-
-def batches(pairs: Sequence[Tensors], most: int) -> Iterator[list[Tensors]]:
-    """Neighbours whose tensors have equal shapes, at most `most` at a time, in order."""
-    for _, group in groupby(pairs, key=lambda tensors: {n: v.shape for n, v in tensors.items()}):
-        alike = list(group)
-        for start in range(0, len(alike), most):
-            yield alike[start : start + most]
-
-
-def stack_batch(pairs: Sequence[Tensors], fewest: int = 1) -> Tensors:
-    """The pairs joined along their leading axis; up to `fewest`, which an engine of one fixed batch needs, the last one is repeated."""
-    filled = [*pairs, *[pairs[-1]] * (fewest - len(pairs))]
-    return {name: np.concatenate([p[name] for p in filled]) for name in pairs[0]}
+def stack_batch(pairs: list[Tensors], manifest: BundleManifest) -> Tensors | None:
+    """The pairs joined along their leading axis; None where shapes differ or a graph has a fixed batch."""
+    first = pairs[0]
+    for pair in pairs[1:]:
+        if {n: v.shape for n, v in pair.items()} != {n: v.shape for n, v in first.items()}:
+            return None
+    if any(isinstance(t.shape[0], int) for n in manifest.networks for t in n.inputs if t.shape):
+        return None
+    return {name: np.concatenate([p[name] for p in pairs]) for name in first}
 
 
 def split_batch(tensors: Tensors, count: int) -> list[Tensors]:
-    """One namespace for each of the first `count` pairs of a batch."""
+    """One namespace for each pair of a batch of `count`."""
     return [{name: array[i : i + 1] for name, array in tensors.items()} for i in range(count)]
