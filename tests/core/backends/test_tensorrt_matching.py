@@ -139,6 +139,44 @@ def test_a_changed_engine_with_shapes_of_its_own_is_not_replaced_by_another(tens
     assert "matchrt build" in str(caught.value.hint)
 
 
+def test_engines_of_two_pairs_take_one_and_three(
+    tensorrt: Any, fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`matchrt build --batch 2`: what does not fill an engine's batch is filled up, and what exceeds it is cut."""
+    bundle, hooks = (
+        read_bundle(fixed_bundle),
+        MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue")),
+    )
+    build_module.build_engines(
+        bundle, hooks, backend.TensorRtBackend(), build_module.BuildRequest(batch=Range(2, 2, 2)), EngineCache()
+    )
+    first, second = IMAGES
+    pairs = [(first, second), (second, first), (first, first)]
+    with (
+        matchrt.load(fixed_bundle) as reference,
+        matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher,
+    ):
+        assert {s.batch_bounds[n] for s in matcher.sessions().values() for n in s.batch_bounds} == {(2, 2)}
+        sizes: list[int] = []
+        run = TensorRtSession.run_on_device
+        monkeypatch.setattr(
+            TensorRtSession,
+            "run_on_device",
+            lambda self, i, stream=None: sizes.append(next(iter(i.values())).shape[0]) or run(self, i, stream),
+        )
+        alone, together = matcher(*pairs[0]), list(matcher.match_many(pairs, batch_size=3))
+        expected = [reference(*p) for p in pairs]
+    assert sizes == [2] * 9
+    for got, wanted in zip([alone, *together], [expected[0], *expected], strict=True):
+        for a, b in ((got.all_keypoints0, wanted.all_keypoints0), (got.all_keypoints1, wanted.all_keypoints1)):
+            assert a is not None
+            assert b is not None
+            assert len(a) > 20
+            np.testing.assert_allclose(a, b, atol=1e-4)
+    first_points, second_points = (m.all_keypoints0 for m in expected[:2])
+    assert not np.array_equal(first_points, second_points), "entries could be swapped unseen"
+
+
 def test_nothing_on_the_device_is_left(tensorrt: Any, fixed_bundle: Path, stand_in: Any, fake_cuda: Any) -> None:
     matcher = matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"})
     for _ in range(4):

@@ -15,8 +15,9 @@ import numpy as np
 from matchrt.backends.clock import Clock, WallClock, clock_of
 from matchrt.errors import BackendError, UsageError
 from matchrt.runtime import Matcher
+from matchrt.runtime.batches import batch_limits, batches, joined
 from matchrt.runtime.prepared import Prepared
-from matchrt.runtime.steps import Array, Tensors, fetch, run_chain, run_steps, stack_batch
+from matchrt.runtime.steps import Array, Tensors, fetch, run_chain, run_steps
 
 Samples = dict[str, list[float]]
 Pair = tuple[str, str]
@@ -133,15 +134,14 @@ class BundleRun:
 
     def _stack(self, prepared: Sequence[Prepared]) -> Tensors:
         tensors = [p.tensors for p in prepared]
-        if len(tensors) == 1:
-            return tensors[0]
-        batch = stack_batch(tensors, self.matcher.manifest)
-        if batch is None:
+        fewest, most = batch_limits(self.matcher.manifest, self.sessions)
+        groups = list(batches(tensors, most))
+        if len(groups) != 1:
             raise BackendError(
                 f"{self.matcher.name} cannot run {len(tensors)} of these pairs at a time",
                 hint="the bundle has a fixed batch, or the images differ in size: convert for a batch, or leave out --batch",
             )
-        return batch
+        return tensors[0] if len(tensors) == fewest == 1 else joined(tensors, fewest)
 
     def _upload(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Array]:
         """On the device, where the first step's session takes such tensors."""

@@ -186,6 +186,14 @@ class TensorRtSession:
                 pinned.free()
             return DeviceTensor(self._cuda, block, array.shape, array.dtype, stream, self._give_back)
 
+    @property
+    def batch_bounds(self) -> dict[str, tuple[int, int]]:
+        """(fewest, most) of the leading axis that the engine was built for, by input."""
+        ends = {
+            t.name: (t.bounds[0], t.bounds[2]) if t.bounds else (t.shape, t.shape) for t in self._tensors if t.is_input
+        }
+        return {n: (low[0], high[0]) for n, (low, high) in ends.items() if low}
+
     def run(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, np.ndarray]:
         """Outputs as numpy arrays, finished. Raises `BackendError`."""
         outputs = self.run_on_device(inputs, stream)

@@ -207,7 +207,7 @@ def local_maxima(scores: Tensor, inside: Tensor, radius: int) -> Tensor:
 
 
 def best_by_blocks(scores: Tensor, count: int, radius: int) -> tuple[Tensor, Tensor]:
-    """The best `count` of suppressed `scores` (B, H, W), H and W multiples of 8: (B, count) descending, 0 for none, and flat indices, int32.
+    """The best `count` of suppressed `scores` (B, H, W), H and W multiples of 8: (B, count) descending, 0 for none, and int32 flat indices.
 
     Two maxima that survived suppression are more than `radius` apart unless their scores are equal, so a block of a side up to
     radius + 1 holds one: TopK looks at blocks, 16 times fewer than pixels at radius 4 (TensorRT gives a row of TopK to one thread
