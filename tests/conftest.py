@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,15 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["MATCHRT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.pop("MATCHRT_DEBUG", None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _rare_garbage_collection() -> Iterator[None]:
+    """Exports make millions of objects that stay; looking through them again and again took a tenth of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(100_000, 50, 50)
+    yield
+    gc.set_threshold(*before)
 
 
 @pytest.fixture(scope="session")
@@ -41,18 +52,33 @@ def run_cli() -> Cli:
     return run
 
 
-@pytest.fixture(scope="session")
-def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the small matcher with its shipped weights, few keypoints; tests must not change it."""
-    from matchrt.export.convert import ConvertRequest, run_convert
-    from matchrt.plugins import get_plugins
+MINI_SETTINGS = {"MATCHRT_SET_KEYPOINTS": "128", "MATCHRT_SET_LONG_SIDE": "320"}
 
-    output = tmp_path_factory.mktemp("bundles") / "mini"
-    request = ConvertRequest(
-        matcher="superpoint-lightglue",
-        variant="mini",
-        output=output,
-        settings={"keypoints": 128, "long_side": 320},
-    )
-    run_convert(request, get_plugins())
-    return output
+
+@dataclass(frozen=True)
+class MadeOnTheFly:
+    """A cache with the bundle that `matchrt.load("superpoint-lightglue:mini")` made there, under `environment`."""
+
+    cache: Path
+    bundle: Path
+    environment: Mapping[str, str]
+
+
+@pytest.fixture(scope="session")
+def mini_on_the_fly(tmp_path_factory: pytest.TempPathFactory) -> MadeOnTheFly:
+    """The small matcher with its shipped weights, few keypoints, converted as `matchrt.load` does it; tests must not change it."""
+    import matchrt
+
+    cache = tmp_path_factory.mktemp("mini_cache")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**MINI_SETTINGS, "MATCHRT_CACHE": str(cache)}.items():
+            patch.setenv(name, value)
+        matchrt.load("superpoint-lightglue:mini").close()
+    (bundle,) = (cache / "bundles").iterdir()
+    return MadeOnTheFly(cache, bundle, MINI_SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def mini_bundle(mini_on_the_fly: MadeOnTheFly) -> Path:
+    """A bundle of the small matcher with its shipped weights, few keypoints; tests must not change it."""
+    return mini_on_the_fly.bundle

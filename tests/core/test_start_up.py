@@ -33,9 +33,15 @@ def test_listing_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_by(f"from matchrt.cli import run; assert run({arguments!r}) == 0") == []
 
 
-@pytest.mark.parametrize("verb", ["models", "fetch", "convert", "match", "inspect", "plugins"])
+@pytest.mark.parametrize("verb", ["models", "fetch", "convert", "match", "bench", "inspect", "plugins", "doctor"])
 def test_help_of_a_verb_loads_nothing_heavy(verb: str) -> None:
     assert loaded_by(f"from matchrt.cli import run; run([{verb!r}, '--help'])") == []
+
+
+def test_doctor_itself_loads_nothing_heavy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it tries is in other processes."""
+    code = "import matchrt.doctor.examine as e; e.attempt = lambda *a: e.Trial(); e.attempt_imports = lambda m: {}"
+    assert loaded_by(f"{code}; from matchrt.cli import run; assert run(['doctor']) == 0") == []
 
 
 def test_the_package_loads_nothing_heavy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
@@ -217,7 +218,22 @@ def test_a_spoilt_bundle(fails: Callable[..., str], mini_bundle: Path, photograp
     assert "schema version 7" in fails(1, "match", bundle, photograph, photograph)
 
 
-def test_a_full_disk_leaves_nothing(fails: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def made_before(fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The arguments of a conversion whose exported graphs are those of `fixed_bundle`: the same network, settings and seed."""
+    import onnx
+
+    import matchrt.export.convert as room
+
+    graphs = {n: onnx.load(fixed_bundle / f"{n}.onnx") for n in ("extractor", "matcher")}
+    monkeypatch.setattr(room, "export_network", lambda network, spec, *_: copy.deepcopy(graphs[spec.name]))
+    same = ("--size", "96x128", "--keypoints", 64)
+    return ["convert", "superpoint-lightglue:mini", "--random-weights", 0, *same, "-o"]
+
+
+def test_a_full_disk_leaves_nothing(
+    fails: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_before: list[object]
+) -> None:
     import matchrt.export.convert as room
 
     def full(model: object, path: Path) -> None:
@@ -225,13 +241,12 @@ def test_a_full_disk_leaves_nothing(fails: Callable[..., str], tmp_path: Path, m
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(room, "save_model", full)
-    convert = ("convert", "superpoint-lightglue:mini", "--random-weights", 0, "--keypoints", 16, "-o", tmp_path / "b")
-    assert "No space left on device" in fails(1, *convert)
+    assert "No space left on device" in fails(1, *made_before, tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_conversion_that_differs_leaves_nothing(
-    fails: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fails: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_before: list[object]
 ) -> None:
     import onnx
 
@@ -248,10 +263,11 @@ def test_a_conversion_that_differs_leaves_nothing(
         return model
 
     monkeypatch.setattr(room, "export_network", spoilt)
-    convert = ("convert", "superpoint-lightglue:mini", "--random-weights", 0, "--keypoints", 64, "-o", tmp_path / "b")
-    message = fails(3, *convert)
+    message = fails(3, *made_before, tmp_path / "b")
     assert "matcher.scores0" in message
     assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(room, "export_network", export)
+    assert run([str(a) for a in (*made_before, tmp_path / "b")]) == 0, "unspoilt, the same graphs pass"
 
 
 def test_json_errors_are_json_too(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -264,7 +280,13 @@ def test_json_errors_are_json_too(capfd: pytest.CaptureFixture[str], tmp_path: P
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ there")
 def test_ctrl_c_during_convert_leaves_nothing(tmp_path: Path) -> None:
     arguments = ["convert", "superpoint-lightglue", "--random-weights", "0", "-o", str(tmp_path / "bundle")]
-    process = subprocess.Popen([sys.executable, "-m", "matchrt", *arguments], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "matchrt", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would the child of tests that run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 120
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ from PIL import Image
 
 import matchrt
 from matchrt.cli import run
+from matchrt.export.convert import ConvertRequest
 from matchrt.samples import sample_pairs
 
 FLOOR = {"astronaut": 270, "coffee": 220}
@@ -39,19 +43,35 @@ def test_demo(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert "http" not in report.replace("http-equiv", "")
 
 
-def test_mini_needs_no_file_and_is_converted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path))
+def test_mini_needs_no_file_and_is_converted_once(
+    mini_on_the_fly: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The first load converted for real (the fixture); from then on a conversion is counted, and its result copied."""
+    cache = Path(shutil.copytree(mini_on_the_fly.cache, tmp_path / "cache"))
+    for name, value in {**mini_on_the_fly.environment, "MATCHRT_CACHE": str(cache)}.items():
+        monkeypatch.setenv(name, value)
+    asked: list[ConvertRequest] = []
+
+    def copy(request: ConvertRequest, plugins: object) -> SimpleNamespace:
+        asked.append(request)
+        shutil.copytree(mini_on_the_fly.bundle, request.output, dirs_exist_ok=request.replace)
+        return SimpleNamespace(bundle=request.output)
+
+    monkeypatch.setattr("matchrt.export.convert.run_convert", copy)
     pair = sample_pairs()[1]
+    (bundle,) = (cache / "bundles").iterdir()
     first = matchrt.load("superpoint-lightglue:mini")
-    bundles = list((tmp_path / "bundles").iterdir())
-    assert len(bundles) == 1
-    made = (bundles[0] / "bundle.json").stat().st_mtime_ns
-    matches = matchrt.load("superpoint-lightglue:mini")(pair.image0, pair.image1)
-    assert (bundles[0] / "bundle.json").stat().st_mtime_ns == made
-    assert len(matches) > FLOOR["coffee"]
-    assert first.settings["long_side"] == 960
-    (bundles[0] / "matcher.onnx").write_bytes(b"spoilt")
+    matches = first(pair.image0, pair.image1)
+    assert asked == []
+    assert len(matches) > 30
+    assert first.settings["long_side"] == 320
+    (bundle / "matcher.onnx").write_bytes(b"spoilt")
     assert len(matchrt.load("superpoint-lightglue:mini")(pair.image0, pair.image1)) == len(matches)
+    assert [(r.output, r.replace, r.variant) for r in asked] == [(bundle, True, "mini")]
+    monkeypatch.setenv("MATCHRT_SET_KEYPOINTS", "64")
+    matchrt.load("superpoint-lightglue:mini").close()
+    assert len(asked) == len(list((cache / "bundles").iterdir())) == 2, "another setting is another bundle"
+    assert not asked[1].replace
 
 
 def test_demo_leaves_other_folders_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

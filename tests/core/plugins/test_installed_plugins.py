@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import os
@@ -79,6 +80,16 @@ def test_a_broken_plugin_is_shown_with_its_cause_and_the_rest_works(
     assert run_cli("plugins", "--strict", env=path_of(site(kind))).returncode == 1
 
 
+def test_damaged_metadata_of_one_distribution_takes_no_other_down(run_cli: Any, tmp_path: Path) -> None:
+    for name, points in (("garbled", b"[matchrt]\n\xff\xfe = x\n"), ("nameless", b"[matchrt]\nnameless = json\n")):
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "entry_points.txt").write_bytes(points)
+    data = plugins_json(run_cli, tmp_path)
+    assert "lightglue" in [p["name"] for p in data["loaded"]]
+    assert ("nameless", "unknown") in [(f["name"], f["distribution"]) for f in data["failed"]]
+
+
 def test_all_faults_of_a_plugin_are_told_at_once(run_cli: Any, site: Site) -> None:
     data = plugins_json(run_cli, site("two_faults"))
     (failed,) = [f for f in data["failed"] if f["name"] == "two_faults"]
@@ -131,17 +142,29 @@ def test_a_plugin_adds_a_verb_and_a_taken_one_is_refused(run_cli: Any, site: Sit
     assert data["refused_verbs"] == ["taken_verb (toy-taken-verb): the verb 'match' is taken"]
 
 
-def test_a_plugin_without_a_matcher_adds_a_pass_to_lightglue(run_cli: Any, site: Site, tmp_path: Path) -> None:
+def test_a_plugin_without_a_matcher_adds_a_pass_to_lightglue(
+    site: Site, fixed_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, on the graphs that `fixed_bundle` was exported to: the same network, settings and seed."""
     import onnx
 
+    import matchrt.export.convert as room
+    from matchrt.cli import run
+    from matchrt.plugins import get_plugins
+
+    graphs = {n: onnx.load(fixed_bundle / f"{n}.onnx") for n in ("extractor", "matcher")}
+    monkeypatch.setattr(room, "export_network", lambda network, spec, *_: copy.deepcopy(graphs[spec.name]))
+    monkeypatch.syspath_prepend(str(site("tracer")))
     bundle = tmp_path / "bundle"
-    result = run_cli(
-        *("convert", "superpoint-lightglue:mini", "--random-weights", 3, "--keypoints", 64, "--size", "160x160"),
-        *("-o", bundle, "--json"),
-        env=path_of(site("tracer")),
-    )
-    assert result.returncode == 0, result.stderr
+    convert = ["convert", "superpoint-lightglue:mini", "--random-weights", "0", "--keypoints", "64", "--size", "96x128"]
+    get_plugins.cache_clear()
+    try:
+        assert run([*convert, "-o", str(bundle)]) == 0
+    finally:
+        get_plugins.cache_clear()
+    assert "RANDOM WEIGHTS" in capfd.readouterr().err
     manifest = json.loads((bundle / "bundle.json").read_text())
     assert "stamp" in [p["name"] for p in manifest["passes"]]
     for network in ("extractor", "matcher"):
         assert onnx.load(bundle / f"{network}.onnx").producer_name == "stamped by tracer"
+        assert graphs[network].producer_name != "stamped by tracer"

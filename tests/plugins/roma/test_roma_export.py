@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,15 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from roma_files import HIGH, SIZE
 from roma_oracle import images, make_twins
 from torch import Tensor
 
+from matchrt.plugins import get_plugins
 from matchrt_roma.networks import Part, Roma
 from matchrt_roma.networks.roma import PARTS
 
-SIZE, HIGH = 112, 128
+ROMA = get_plugins().matcher("roma")
 TOLERANCE = 1e-4
 # The best anchor may flip between two that tie in float32, which moves one token and what is refined from it.
 # There are 128 tokens (2 directions of 8x8); budget: one of them, so 1/128 of a part's elements may differ by more.
@@ -55,11 +58,16 @@ def export(part: Part, tensors: dict[str, Tensor], opset: int, *, dynamic: bool 
     return program.model_proto
 
 
-@functools.cache
-def exported(name: str) -> onnx.ModelProto:
-    """Each part at opset 18, one pair, exported once for all tests here."""
-    network = make_twins(37, SIZE, HIGH).ours
-    return export(network.part(name), every_tensor(network), 18)
+Exported = Callable[[str], onnx.ModelProto]
+
+
+@pytest.fixture(scope="module")
+def exported(part_graph: Exported, network: Roma, tensors: dict[str, Tensor]) -> Exported:
+    """Each part at opset 18, one pair, exported once for all tests; `part_graph` has those that some variant's bundle holds."""
+    bundled = {p.name for v in ROMA.variants for p in ROMA.networks_of(v)}
+    return functools.cache(
+        lambda name: part_graph(name) if name in bundled else export(network.part(name), tensors, 18)
+    )
 
 
 def every_tensor(network: Roma) -> dict[str, Tensor]:
@@ -83,7 +91,7 @@ def assert_close(part: Part, results: list[np.ndarray], tensors: dict[str, Tenso
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_onnx_equals_the_part(network: Roma, tensors: dict[str, Tensor], name: str) -> None:
+def test_onnx_equals_the_part(network: Roma, tensors: dict[str, Tensor], exported: Exported, name: str) -> None:
     part = network.part(name)
     model = exported(name)
     onnx.checker.check_model(model, full_check=True)
@@ -106,9 +114,8 @@ def test_other_opsets(network: Roma, tensors: dict[str, Tensor], name: str, opse
     assert_close(part, run(model, part, tensors), tensors)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("coarse", "refine"))]
-)
+@pytest.mark.slow  # bundles of several pairs are in test_roma_pairs
+@pytest.mark.parametrize("name", NAMES)
 def test_a_graph_of_any_number_of_pairs(network: Roma, tensors: dict[str, Tensor], name: str) -> None:
     part = network.part(name)
     model = export(part, tensors, 18, dynamic=True)
@@ -122,7 +129,7 @@ def test_a_graph_of_any_number_of_pairs(network: Roma, tensors: dict[str, Tensor
     assert_close(part, run(model, part, three), three)
 
 
-def test_attention_scales_before_the_product() -> None:
+def test_attention_scales_before_the_product(exported: Exported) -> None:
     model = exported("vit")
     producers = {output: node for node in model.graph.node for output in node.output}
     softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
@@ -135,7 +142,7 @@ def test_attention_scales_before_the_product() -> None:
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("name", EVERY)
-def test_tensorrt_rtx_builds(name: str, tmp_path: Path) -> None:
+def test_tensorrt_rtx_builds(name: str, exported: Exported, tmp_path: Path) -> None:
     import tensorrt_rtx as trt
 
     path = tmp_path / f"{name}.onnx"

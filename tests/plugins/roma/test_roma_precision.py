@@ -28,7 +28,18 @@ from matchrt.settings import resolve
 from matchrt_roma.networks import Roma
 
 RTX = Target(backend="tensorrt_rtx", precision="fp16")
-NAMES = ("vit", "pyramid", "pyramid8", "gp", "gp_readout", "coarse", "coarse_final", "refine", "upsample")
+NAMES = (
+    "vit",
+    "pyramid",
+    "pyramid8",
+    "gp",
+    "gp_readout",
+    "coarse",
+    "coarse_final",
+    "refine",
+    "refine_final",
+    "upsample",
+)
 Arrays = dict[str, np.ndarray]
 
 
@@ -46,11 +57,14 @@ def network() -> Roma:
 def graphs(network: Roma, hooks: MatcherHooks) -> dict[str, onnx.ModelProto]:
     torch.set_num_threads(1)
     sizes = {"size": f"{SIZE}x{SIZE}", "upsample_size": f"{HIGH}x{HIGH}", "leaf": 40}
-    settings = resolve(hooks.matcher.settings, ("flag", sizes), environment={})
     found: dict[str, onnx.ModelProto] = {}
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
-        for variant in hooks.matcher.variants:
+        ways = [(v, {}) for v in hooks.matcher.variants] + [(hooks.matcher.variant("full"), {"upsample": False})]
+        for variant, more in ways:
+            layers = ("variant", variant.settings), ("flag", {**sizes, **more})
+            settings = resolve(hooks.matcher.settings, *layers, environment={})
+            variant = variant.wired(settings)
             examples = hooks.example_inputs(variant, settings)
             for part in hooks.matcher.networks_of(variant):
                 if part.name not in found:
@@ -105,7 +119,7 @@ def test_the_gaussian_process_is_all_float32(name: str, prepared: dict[str, Prep
 
 
 def test_the_networks_compute_in_half(prepared: dict[str, PreparedGraph]) -> None:
-    for name in ("vit", "pyramid", "pyramid8", "coarse", "coarse_final", "refine", "upsample"):
+    for name in ("vit", "pyramid", "pyramid8", "coarse", "coarse_final", "refine", "refine_final", "upsample"):
         graph = prepared[name].model.graph
         types = TypeTable(graph, 18)
         wide = {
@@ -117,7 +131,7 @@ def test_the_networks_compute_in_half(prepared: dict[str, PreparedGraph]) -> Non
 
 def test_coordinates_and_certainty_are_float32(prepared: dict[str, PreparedGraph]) -> None:
     """Every number between the refiners' outputs and the results, and every place that is sampled."""
-    for name in ("coarse", "coarse_final", "refine", "upsample"):
+    for name in ("coarse", "coarse_final", "refine", "refine_final", "upsample"):
         graph = prepared[name].model.graph
         types = TypeTable(graph, 18)
         makers = {o: n for n in graph.node for o in n.output}

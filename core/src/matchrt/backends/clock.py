@@ -23,7 +23,10 @@ class Clock(Protocol):
         """The moment when the work given so far is done."""
 
     def seconds(self, begin: Any, end: Any) -> float:
-        """From one mark to another; both must have passed, see `synchronize`."""
+        """From one mark to another; both must have passed, see `wait`."""
+
+    def wait(self, mark: Any) -> None:
+        """Wait until the moment of `mark` has come."""
 
     def synchronize(self) -> None:
         """Wait until all work given so far is done."""
@@ -44,6 +47,9 @@ class WallClock:
     def seconds(self, begin: float, end: float) -> float:
         """Difference."""
         return end - begin
+
+    def wait(self, mark: float) -> None:
+        """Nothing to wait for."""
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
@@ -71,6 +77,11 @@ class DriverClock:
         """Between two events."""
         with self._driver.current():
             return self._driver.elapsed(begin, end)
+
+    def wait(self, mark: int) -> None:
+        """Wait for the event."""
+        with self._driver.current():
+            self._driver.wait_on_host(mark)
 
     def synchronize(self) -> None:
         """Wait for the stream."""
@@ -104,6 +115,10 @@ class TorchClock:
     def seconds(self, begin: Any, end: Any) -> float:
         """Between two events."""
         return float(begin.elapsed_time(end)) / 1e3
+
+    def wait(self, mark: Any) -> None:
+        """Wait for the event."""
+        mark.synchronize()
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -34,4 +34,4 @@ def log_slope(points: Sequence[tuple[float, float]]) -> float:
     spread = sum((x - mean_x) ** 2 for x, _ in logs)
     if spread == 0:
         raise ValueError("a slope needs two different sizes")
-    return sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread
+    return float(sum((x - mean_x) * (y - mean_y) for x, y in logs) / spread)

@@ -24,9 +24,11 @@ VERBS = {
     "build": "Build the engines of a bundle for one backend.",
     "verify": "Compare an engine with the PyTorch network on image pairs.",
     "match": "Match two images with a bundle.",
+    "bench": "Time bundles against each other and against PyTorch.",
     "inspect": "Tell what a checkpoint or a bundle holds.",
     "engines": "List, check, explain and remove built engines.",
     "plugins": "List the plugins, also those that failed, with the cause.",
+    "doctor": "Look at this machine and this Python, and say what repairs what is not good.",
 }
 
 

@@ -120,7 +120,9 @@ def command(
         warn("RANDOM WEIGHTS: this bundle is for tests and speed only, its matches mean nothing")
     for note in matches.notes:
         warn(note)
-    result = _result(matches, fit, model, loaded, draw, save)
+    result = _result(matches, fit, model, loaded)
+    written = {"picture": draw, "warp_picture": draw_warp, "certainty_picture": draw_certainty, "saved": save}
+    result |= {name: None if path is None else str(path) for name, path in written.items()}
     print_json(result) if as_json else _show(result, image0, image1)
 
 
@@ -137,9 +139,7 @@ def _fit(matches: Matches, model: str | None, inlier_px: float | None) -> Robust
     return None
 
 
-def _result(
-    matches: Matches, fit: RobustFit | None, model: str | None, loaded: float, draw: Path | None, save: Path | None
-) -> dict[str, Any]:
+def _result(matches: Matches, fit: RobustFit | None, model: str | None, loaded: float) -> dict[str, Any]:
     result: dict[str, Any] = {
         "matches": len(matches),
         "matcher": matches.matcher,
@@ -156,8 +156,6 @@ def _result(
         result["inliers"] = int(fit.inliers.sum())
         result["inlier_px"] = fit.threshold_px
     result["seconds"] = {"load": round(loaded, 4), **{n: round(s, 4) for n, s in matches.seconds.items()}}
-    result["picture"] = str(draw) if draw else None
-    result["saved"] = str(save) if save else None
     return result
 
 
@@ -176,5 +174,6 @@ def _show(result: dict[str, Any], image0: Path, image1: Path) -> None:
             rows = "not found" if matrix is None else "  ".join(" ".join(f"{v:.6g}" for v in row) for row in matrix)
             facts += [("inliers", f"{result['inliers']} within {result['inlier_px']:g} px"), (model, rows)]
     facts.append(("seconds", ", ".join(f"{n} {s:.3f}" for n, s in result["seconds"].items())))
-    facts += [(n, result[n]) for n in ("picture", "saved") if result[n]]
+    written = ("picture", "warp_picture", "certainty_picture", "saved")
+    facts += [(n.replace("_", " "), result[n]) for n in written if result[n]]
     print_facts(facts)

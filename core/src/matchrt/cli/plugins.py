@@ -22,7 +22,7 @@ def command(ctx: click.Context, as_json: bool, strict: bool) -> int:
     plugins = get_plugins()
     refused = _refused_verbs(ctx)
     if as_json:
-        print_json({**_describe(plugins), "refused_verbs": refused})
+        print_json({**describe(plugins), "refused_verbs": refused})
     else:
         _show(plugins, refused)
     return 1 if strict and (plugins.failed or refused) else 0
@@ -53,7 +53,9 @@ def _show(plugins: Plugins, refused: list[str]) -> None:
         click.echo(f"refused verb of {line}")
 
 
-def _describe(plugins: Plugins) -> dict[str, Any]:
+def describe(plugins: Plugins) -> dict[str, Any]:
+    """The plugins as `--json` prints them."""
+
     def identity(found: Any) -> dict[str, str]:
         return {
             "name": found.name,

@@ -9,6 +9,7 @@ from pathlib import Path
 from matchrt.bundle import read_bundle
 from matchrt.errors import BundleError, EnvironmentLackError
 from matchrt.plugins import Plugins
+from matchrt.settings import format_value, resolve
 from matchrt.weights.fetch import cache_folder
 from matchrt.weights.hashing import file_sha256
 from matchrt.weights.locate import find_weights
@@ -17,15 +18,17 @@ from matchrt.weights.locate import find_weights
 def bundle_for_name(plugins: Plugins, matcher_id: str, variant_name: str | None) -> Path:
     """The cached bundle of a matcher's variant, converted now if it is not there.
 
-    The cache key covers matcher, variant, weights' hashes and matchrt's version. Raises as `convert` does, and
-    `EnvironmentLackError` where conversion is needed and torch is not installed.
+    The cache key covers matcher, variant, weights' hashes, settings that the environment changes (`MATCHRT_SET_NAME`) and matchrt's
+    version. Raises as `convert` does, and `EnvironmentLackError` where conversion is needed and torch is not installed.
     """
     from matchrt import __version__
 
     spec = plugins.matcher(matcher_id)
     variant = spec.variant(variant_name)
     paths = find_weights(spec, variant, {})
-    key = json.dumps([spec.id, variant.name, {r: file_sha256(p) for r, p in paths.items()}, __version__])
+    chosen = resolve(spec.settings, ("variant", variant.settings))
+    baked = {s.name: format_value(chosen[s.name]) for s in spec.settings if s.stage == "convert"}
+    key = json.dumps([spec.id, variant.name, {r: file_sha256(p) for r, p in paths.items()}, baked, __version__])
     folder = cache_folder("bundles") / f"{spec.id}-{variant.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     if folder.exists():
         try:

@@ -126,8 +126,12 @@ def _require_second_files(spec: MatcherSpec, variant: Variant, report: WeightRep
     roles = [next((role for role, p in absent.items() if p.fullmatch(entry.name)), "") for entry in missing]
     if not roles or wrong or "" in roles:
         return
-    files = {file.role: file.filename for file in variant.weights}
-    options = " and ".join(f"--weights-{role} FILE ({files.get(role, role)})" for role in dict.fromkeys(roles))
+    files = {file.role: file for file in variant.weights}
+    options = " and ".join(
+        f"--weights-{role} FILE ({files[role].filename if role in files else role})"
+        + (f" or --weights-{role} timm (downloads {files[role].timm})" if role in files and files[role].timm else "")
+        for role in dict.fromkeys(roles)
+    )
     raise WeightsError(
         f"the file holds no {' and no '.join(dict.fromkeys(roles))} ({len(missing)} tensors), and none is at hand",
         hint=f"add {options}, or download all with `matchrt fetch {spec.id}:{variant.name}`",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, distributions
+from importlib.metadata import Distribution, EntryPoint, distributions
 
 ALLOW = "MATCHRT_PLUGINS"
 BLOCK = "MATCHRT_DISABLE_PLUGINS"
@@ -33,16 +33,28 @@ class Found:
 
 
 def find_entry_points() -> list[Found]:
-    """All entry points of the group, each distribution once, sorted by distribution and name."""
+    """All entry points of the group, each distribution once, sorted by distribution and name.
+
+    A distribution whose metadata is damaged takes nothing else down: `matchrt doctor` names it.
+    """
     found: dict[tuple[str, str, str], Found] = {}
     for distribution in distributions():
-        for point in distribution.entry_points:
-            if point.group != GROUP:
-                continue
-            name = distribution.metadata["Name"] or "unknown"
+        try:
+            points = [p for p in distribution.entry_points if p.group == GROUP]
+        except Exception:
+            continue
+        for point in points:
+            name, version = _identity(distribution)
             key = (_normal(name), point.name, point.value)
-            found.setdefault(key, Found(point.name, point.value, name, distribution.version))
+            found.setdefault(key, Found(point.name, point.value, name, version))
     return [found[key] for key in sorted(found)]
+
+
+def _identity(distribution: Distribution) -> tuple[str, str]:
+    try:
+        return distribution.metadata["Name"] or "unknown", distribution.version or ""
+    except Exception:
+        return "unknown", ""
 
 
 def listed(environment: Mapping[str, str], variable: str) -> frozenset[str] | None:

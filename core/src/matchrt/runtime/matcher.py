@@ -19,9 +19,10 @@ from matchrt.matches import Matches
 from matchrt.model import Settings
 from matchrt.plugins.dispatch import MatcherHooks
 from matchrt.progress import Progress
+from matchrt.runtime.batches import batch_limits, batches, joined
 from matchrt.runtime.engines import open_engines
 from matchrt.runtime.prepared import Prepared
-from matchrt.runtime.steps import Tensors, run_steps, split_batch, stack_batch
+from matchrt.runtime.steps import Tensors, run_steps, split_batch
 from matchrt.runtime.stream import Jobs, stream
 from matchrt.settings import resolve
 
@@ -87,7 +88,8 @@ class Matcher:
         lanes: int = 1,
         **settings: object,
     ) -> Iterator[Matches]:
-        """Matches of each pair, in order. Pairs whose tensors have equal shapes run `batch_size` at a time.
+        """Matches of each pair, in order. Neighbours whose tensors have equal shapes run `batch_size` at a time, or as many as
+        the bundle's axis and its engines take if that is less.
 
         With `workers` threads, later pairs are read and preprocessed while earlier ones run, at most `prefetch` pairs ahead of the one
         that is handed out (None: enough to keep all busy); results are made ready in the same threads. `lanes` batches run at a time,
@@ -224,12 +226,17 @@ class Matcher:
             return self._lanes[lanes]
 
     def _run(self, pairs: list[Tensors]) -> list[Tensors]:
-        """Run the steps for every pair: together where all shapes agree and the graphs take a batch, else one by one."""
-        sessions = self.sessions()
-        batch = stack_batch(pairs, self.manifest) if len(pairs) > 1 else None
-        if batch is None:
-            return [run_steps(self.manifest, sessions, p, self.outputs) for p in pairs]
-        return split_batch(run_steps(self.manifest, sessions, batch, self.outputs), len(pairs))
+        """Run the steps for every pair: neighbours of equal shapes together, as many at once as bundle and engines take."""
+        sessions, wanted = self.sessions(), self.outputs
+        fewest, most = batch_limits(self.manifest, sessions)
+        results: list[Tensors] = []
+        for batch in batches(pairs, most):
+            if len(batch) == fewest == 1:
+                results.append(run_steps(self.manifest, sessions, batch[0], wanted))
+            else:
+                tensors = run_steps(self.manifest, sessions, joined(batch, fewest), wanted)
+                results += split_batch(tensors, len(batch))
+        return results
 
 
 def settings_of(

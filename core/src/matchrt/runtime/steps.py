@@ -139,17 +139,6 @@ def _describe(spec: TensorContract) -> str:
     return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
 
 
-def stack_batch(pairs: list[Tensors], manifest: BundleManifest) -> Tensors | None:
-    """The pairs joined along their leading axis; None where shapes differ or a graph has a fixed batch."""
-    first = pairs[0]
-    for pair in pairs[1:]:
-        if {n: v.shape for n, v in pair.items()} != {n: v.shape for n, v in first.items()}:
-            return None
-    if any(isinstance(t.shape[0], int) for n in manifest.networks for t in n.inputs if t.shape):
-        return None
-    return {name: np.concatenate([p[name] for p in pairs]) for name in first}
-
-
 def split_batch(tensors: Tensors, count: int) -> list[Tensors]:
     """One namespace for each pair of a batch of `count`."""
     return [{name: array[i : i + 1] for name, array in tensors.items()} for i in range(count)]

@@ -107,8 +107,10 @@ class _Stream:
 
     def cancel(self) -> None:
         """Let go of everything that has not begun."""
-        for future in (*self._reading, *self._finishing):
-            future.cancel()
+        for reading in self._reading:
+            reading.cancel()
+        for finishing in self._finishing:
+            finishing.cancel()
         for _, running in self._running:
             running.cancel()
 

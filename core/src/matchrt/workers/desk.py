@@ -15,7 +15,6 @@ from matchrt.progress import Progress
 from matchrt.workers.arrays import read_arrays, write_arrays
 from matchrt.workers.machine import device_of, device_record, versions_of
 from matchrt.workers.memory import DeviceWatch, host_peak
-
 from matchrt.workers.peers import load_peer
 from matchrt.workers.timing import BundleRun, PeerRun, Run, default_workers, measure
 
@@ -56,7 +55,7 @@ class Desk:
         found = self.commands().get(command)
         if found is None:
             raise UsageError(f"a worker knows no command {command!r}")
-        with self._watch.during():
+        with self._watch.during(sample=command != "time" or arguments.get("mode") == "stream"):
             return found(**arguments)
 
     @property
@@ -87,7 +86,7 @@ class Desk:
             "name": matcher.name,
             "seconds": {"build": watch.seconds, "load": loaded},
             "versions": versions_of(matcher.backend),
-            "device": device_of(matcher),
+            "device": device_of(matcher, how.get("provider")),
             "settings": {n: matcher.settings[n] for n in matcher.settings},
         }
 
@@ -156,7 +155,7 @@ class Desk:
             raise UsageError("nothing is open in this worker")
         begin = time.perf_counter()
         measure(self._run, "engine", runs=1)
-        inputs = self._run.tensors if isinstance(self._run, BundleRun) else {}
+        inputs = self._run.tensors
         return {
             "modes": list(self._run.modes),
             "first_call": time.perf_counter() - begin,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,10 +37,10 @@ def package_version(name: str) -> str:
         return "unknown"
 
 
-def device_of(matcher: Matcher) -> dict[str, Any]:
+def device_of(matcher: Matcher, provider: str | None = None) -> dict[str, Any]:
     """Where `matcher` runs: "kind" is "cuda" or "cpu", "name" the GPU's or the processor's; the driver and more where known."""
     kinds = {clock_of(s).kind for s in matcher.sessions().values()}
-    return device_record("cuda" if "cuda" in kinds else "cpu")
+    return device_record("cuda" if "cuda" in kinds or (provider or "cpu") != "cpu" else "cpu")
 
 
 def device_record(kind: str, index: int = 0) -> dict[str, Any]:
@@ -67,9 +68,10 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def machine_record() -> dict[str, Any]:
-    """This machine, for a receipt: no names of hosts, users or folders."""
+def machine_record(packages: Sequence[str] = ()) -> dict[str, Any]:
+    """This machine and the versions of `packages`, for a receipt: no names of hosts, users or folders."""
     gpus = probe()
+    versions = {"packages": {p: package_version(p) for p in packages}} if packages else {}
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),
@@ -77,4 +79,5 @@ def machine_record() -> dict[str, Any]:
         "python": platform.python_version(),
         "gpus": [g.name for g in gpus.gpus],
         "cuda_driver": gpus.driver,
+        **versions,
     }

@@ -1,6 +1,7 @@
 """Peak memory of a worker, measured in one way for whatever library it runs.
 
-On the device: what NVML (or, without it, cuMemGetInfo) says is in use on the whole device, sampled by a thread. While a worker is idle
+On the device: what NVML (or, without it, cuMemGetInfo) says is in use on the whole device, sampled by a
+thread, but not while calls are timed: what they need is there after the warm-up. While a worker is idle
 its memory does not change, so its own share is the sum of the changes during its commands. That holds while one worker works at a time
 and nobody else uses the GPU. On the host: the high-water mark that the kernel keeps for this process.
 """
@@ -34,28 +35,31 @@ class DeviceWatch:
         self._read = read
 
     @contextmanager
-    def during(self) -> Iterator[None]:
-        """Add what the block allocates to this process's share, and follow its peak."""
+    def during(self, sample: bool = True) -> Iterator[None]:
+        """Add what the block allocates to this process's share. `sample` follows the peak on the way, at some cost to the block's own
+        speed; without it the ends count alone."""
         if self._read is None:
             yield
             return
         begin, before = self._read(), self.own
         stop = threading.Event()
 
-        def sample() -> None:
+        def follow() -> None:
             assert self._read is not None
             while True:
                 self.peak = max(self.peak, before + self._read() - begin)
                 if stop.wait(_INTERVAL):
                     return
 
-        thread = threading.Thread(target=sample, daemon=True)
-        thread.start()
+        thread = threading.Thread(target=follow, daemon=True)
+        if sample:
+            thread.start()
         try:
             yield
         finally:
             stop.set()
-            thread.join()
+            if sample:
+                thread.join()
             self.own = before + self._read() - begin
             self.peak = max(self.peak, self.own)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import cycle, islice
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from itertools import cycle, islice, pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,21 +15,26 @@ import numpy as np
 from matchrt.backends.clock import Clock, WallClock, clock_of
 from matchrt.errors import BackendError, UsageError
 from matchrt.runtime import Matcher
+from matchrt.runtime.batches import batch_limits, batches, joined
 from matchrt.runtime.prepared import Prepared
-from matchrt.runtime.steps import Array, Tensors, fetch, run_chain, run_steps, stack_batch
+from matchrt.runtime.steps import Array, Tensors, fetch, run_chain, run_steps
 
 Samples = dict[str, list[float]]
 Pair = tuple[str, str]
+Calls = Generator[Mapping[str, float], None, None]
 MODES = ("engine", "host", "stages", "stream")
+_AHEAD = 2
 STAGES = ("read", "preprocess", "upload", "run", "download", "postprocess")
 
 
 class Run(Protocol):
-    """Something that can be timed. `modes` are those that it has."""
+    """Something that can be timed. `modes` are those that it has, `clock` times its work, `tensors` are its inputs where known."""
 
     modes: Sequence[str]
+    clock: Clock
+    tensors: Tensors
 
-    def calls(self, mode: str) -> Iterator[Mapping[str, float]]:
+    def calls(self, mode: str) -> Calls:
         """Endless: every item is one call in `mode`, finished, with seconds by part; "all" is the whole of it."""
 
 
@@ -39,11 +46,13 @@ def measure(run: Run, mode: str, runs: int | None = None, seconds: float | None 
         raise UsageError("give either runs or seconds")
     samples: Samples = {}
     begin = time.perf_counter()
-    for count, call in enumerate(run.calls(mode), start=1):
-        for part, value in call.items():
-            samples.setdefault(part, []).append(value)
-        if count == runs or (seconds is not None and time.perf_counter() - begin >= seconds):
-            break
+    calls = run.calls(mode)
+    with closing(calls):
+        for count, call in enumerate(calls, start=1):
+            for part, value in call.items():
+                samples.setdefault(part, []).append(value)
+            if count == runs or (seconds is not None and time.perf_counter() - begin >= seconds):
+                break
     return samples
 
 
@@ -57,7 +66,7 @@ class BundleRun:
     stream  from files to matches in `match_many` with threads; one call is `stream_pairs` pairs
     """
 
-    modes = MODES
+    modes: Sequence[str] = MODES
 
     def __init__(
         self, matcher: Matcher, pairs: Sequence[Pair], batch: int, workers: int, lanes: int, stream_pairs: int
@@ -72,38 +81,25 @@ class BundleRun:
         alike = [(p, r) for p in self.pairs if _shapes(r := self._prepare(p)) == _shapes(first)]
         self.pairs = [p for p, _ in alike]
         self.tensors = self._stack([r for _, r in islice(cycle(alike), batch)])
+        self._inputs = self._upload(self.tensors)
 
-    def calls(self, mode: str) -> Iterator[Mapping[str, float]]:
+    def calls(self, mode: str) -> Calls:
         """See the class."""
         return {"engine": self._engine, "host": self._host, "stages": self._stages, "stream": self._stream}[mode]()
 
-    def _engine(self) -> Iterator[Mapping[str, float]]:
-        clock, manifest = self.clock, self.matcher.manifest
-        inputs = self._upload(self.tensors)
-        while True:
-            marks = [("", clock.mark())]
-            space = run_chain(
-                manifest,
-                self.sessions,
-                inputs,
-                self.wanted,
-                lambda name, m=marks: m.append((name, clock.mark())),  # type: ignore[misc]
-            )
-            clock.synchronize()
-            del space
-            parts = {"all": clock.seconds(marks[0][1], marks[-1][1])}
-            for (_, begin), (name, end) in zip(marks, marks[1:], strict=False):
-                parts[name] = parts.get(name, 0.0) + clock.seconds(begin, end)
-            clock.forget(*(m for _, m in marks))
-            yield parts
+    def _engine(self) -> Calls:
+        def issue(mark: Callable[[str], None]) -> None:
+            run_chain(self.matcher.manifest, self.sessions, self._inputs, self.wanted, mark)
 
-    def _host(self) -> Iterator[Mapping[str, float]]:
+        return _pipelined(self.clock, issue)
+
+    def _host(self) -> Calls:
         while True:
             begin = time.perf_counter()
             run_steps(self.matcher.manifest, self.sessions, self.tensors, self.wanted)
             yield {"all": time.perf_counter() - begin}
 
-    def _stages(self) -> Iterator[Mapping[str, float]]:
+    def _stages(self) -> Calls:
         pairs = cycle(self.pairs)
         while True:
             prepared = [self._prepare(p) for p in islice(pairs, self.batch)]
@@ -123,7 +119,7 @@ class BundleRun:
             parts = {s: watch.laps[s] for s in STAGES}
             yield {"all": sum(parts.values()), **parts}
 
-    def _stream(self) -> Iterator[Mapping[str, float]]:
+    def _stream(self) -> Calls:
         while True:
             pairs = list(islice(cycle(self.pairs), self.stream_pairs))
             begin = time.perf_counter()
@@ -138,15 +134,14 @@ class BundleRun:
 
     def _stack(self, prepared: Sequence[Prepared]) -> Tensors:
         tensors = [p.tensors for p in prepared]
-        if len(tensors) == 1:
-            return tensors[0]
-        batch = stack_batch(tensors, self.matcher.manifest)
-        if batch is None:
+        fewest, most = batch_limits(self.matcher.manifest, self.sessions)
+        groups = list(batches(tensors, most))
+        if len(groups) != 1:
             raise BackendError(
                 f"{self.matcher.name} cannot run {len(tensors)} of these pairs at a time",
                 hint="the bundle has a fixed batch, or the images differ in size: convert for a batch, or leave out --batch",
             )
-        return batch
+        return tensors[0] if len(tensors) == fewest == 1 else joined(tensors, fewest)
 
     def _upload(self, tensors: Mapping[str, np.ndarray]) -> dict[str, Array]:
         """On the device, where the first step's session takes such tensors."""
@@ -158,21 +153,42 @@ class BundleRun:
 class PeerRun:
     """A published implementation, as a function that runs one call on tensors which are where it wants them."""
 
-    modes = ("engine",)
+    modes: Sequence[str] = ("engine",)
 
     def __init__(self, call: Callable[[], Any], clock: Clock) -> None:
         self._call, self.clock = call, clock
+        self.tensors: Tensors = {}
 
-    def calls(self, mode: str) -> Iterator[Mapping[str, float]]:
+    def calls(self, mode: str) -> Calls:
         """Only "engine"."""
+        return _pipelined(self.clock, lambda mark: self._call())
+
+
+def _pipelined(clock: Clock, issue: Callable[[Callable[[str], None]], object]) -> Calls:
+    """Calls of `issue`, which gives work to the device and may mark parts of it by name; the caller keeps two calls ahead of the
+    device, so that the device does not stand still between them unless the host cannot keep up."""
+    flying: deque[list[tuple[str, Any]]] = deque()
+    try:
         while True:
-            begin = self.clock.mark()
-            answer = self._call()
-            end = self.clock.mark()
-            self.clock.synchronize()
-            del answer
-            yield {"all": self.clock.seconds(begin, end)}
-            self.clock.forget(begin, end)
+            marks = [("", clock.mark())]
+            issue(lambda name, marks=marks: marks.append((name, clock.mark())))  # type: ignore[misc]
+            marks.append(("all", clock.mark()))
+            flying.append(marks)
+            if len(flying) > _AHEAD:
+                yield _landed(clock, flying.popleft())
+    finally:
+        clock.synchronize()
+        for marks in flying:
+            clock.forget(*(m for _, m in marks))
+
+
+def _landed(clock: Clock, marks: list[tuple[str, Any]]) -> Mapping[str, float]:
+    clock.wait(marks[-1][1])
+    parts = {"all": clock.seconds(marks[0][1], marks[-1][1])}
+    for (_, begin), (name, end) in pairwise(marks[:-1]):
+        parts[name] = parts.get(name, 0.0) + clock.seconds(begin, end)
+    clock.forget(*(m for _, m in marks))
+    return parts
 
 
 def _shapes(prepared: Prepared) -> dict[str, tuple[int, ...]]:

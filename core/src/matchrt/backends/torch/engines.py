@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from matchrt.backends.clock import Clock, TorchClock
 from matchrt.backends.torch.arrays import TorchArray, as_tensor
 from matchrt.backends.torch.options import TorchOptions
 from matchrt.bundle import BundleManifest
@@ -123,6 +124,16 @@ class TorchSession:
 
 class DeviceSession(TorchSession):
     """Also hands tensors from network to network on the device."""
+
+    def clock(self) -> Clock:
+        """For work on torch's current stream."""
+        assert self._engine is not None
+        return TorchClock(self._engine.device)
+
+    def to_device(self, array: np.ndarray) -> TorchArray:
+        """A copy of `array` on the device, finished."""
+        assert self._engine is not None
+        return TorchArray(as_tensor(array, self._engine.device))
 
     def run_on_device(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, TorchArray]:
         """Outputs as device arrays, for work on `stream` (a CUDA stream's handle; None: torch's current one). Raises `BackendError`."""
