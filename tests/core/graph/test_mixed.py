@@ -73,7 +73,7 @@ def test_all_half_is_taken_at_once_where_it_passes() -> None:
 
 def test_a_figure_out_of_reach_is_told_and_the_best_trial_kept() -> None:
     calls, _ = measure_against(chain(0))
-    result = search_mixed(chain(0), lambda m: float("nan"), 0.01, budget=9)
+    result = search_mixed(chain(0), lambda *_: float("nan"), 0.01, budget=9)
     assert not result.passed
     assert len(result.trials) <= 9
     assert not calls

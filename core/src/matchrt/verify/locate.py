@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 Open = Callable[[Bundle], AbstractContextManager[Subject]]
 BUDGET = 1 << 30
 """Bytes of tensors that are looked at in one go; what is beyond is looked at in a second go, inside the place found."""
+GUESS = 1 << 18
+"""Elements of a tensor whose size cannot be told beforehand."""
 JUMP = 8.0
+"""An error this many times that of what a tensor is made from is a jump."""
 FLOORS = {"fp32": 1e-5}
 HALF_FLOOR = 4e-3
 """Relative errors below the floor are rounding, whatever they were before."""
@@ -137,6 +140,7 @@ class Search:
 
     def __init__(self, bundle: Bundle, graph: Graph, failing: Failing, engine: Open, floor: float) -> None:
         self.bundle, self.graph, self.failing, self.engine, self.floor = bundle, graph, failing, engine, floor
+        self.sizes = _Sizes(graph, failing.inputs)
         self.points: dict[str, Point] = {}
 
     def run(self, source: Source) -> Location:
@@ -170,10 +174,10 @@ class Search:
         chosen: list[str] = []
         total = 0
         for tensor in sorted(wanted, key=source.depth):
-            total += self.graph.bytes_of(tensor)
-            if total > BUDGET and chosen:
-                break
-            chosen.append(tensor)
+            size = 4 * (self.sizes.size(tensor) or GUESS)
+            if total + size <= BUDGET or not chosen:
+                total += size
+                chosen.append(tensor)
         return sorted(chosen, key=lambda t: self.graph.maker.get(t, -1))
 
     def _compare(self, values: Sequence[Value]) -> None:

@@ -131,13 +131,6 @@ class Graph:
             for v in (*inferred.graph.value_info, *inferred.graph.output)
         }
 
-    def bytes_of(self, name: str) -> int:
-        """Size of a float tensor, as far as it is known; a dynamic axis counts as 512."""
-        size = 4
-        for dim in self._shapes.get(name, (1 << 18,)):
-            size *= dim if isinstance(dim, int) else 512
-        return size
-
     def elements(self, name: str, axes: Mapping[str, int]) -> int | None:
         """Number of elements, dynamic axes having the sizes `axes`; None where inference does not tell."""
         if name not in self._shapes:
