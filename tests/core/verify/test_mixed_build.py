@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,10 @@ from matchrt.bundle import read_bundle
 from matchrt.cli import run
 from matchrt.errors import UsageError
 from matchrt.plugins import MatcherHooks, get_plugins
+from matchrt.verify import VerifyResult
 from matchrt.verify.derive import derive_bundle
 from matchrt.verify.mixed import choose_kept
+from matchrt.verify.subjects import How
 
 BAD = "transformers.4"
 
@@ -74,6 +77,31 @@ def test_the_block_that_needs_float32_is_kept(
     pair = one_pair.read_text("utf-8").splitlines()[1].split()[:2]
     assert run(["match", str(fragile), *pair, "--precision", "mixed", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["precision"] == "mixed"
+
+
+def test_the_block_is_also_where_verify_says_that_half_goes_wrong(
+    fragile: Path, verified: Callable[..., VerifyResult]
+) -> None:
+    """The bundle's graph in float32 agrees with PyTorch, so that the node can be told: against that graph."""
+    engine = How(backend="onnxruntime", precision="fp16", threads=1)
+    result = verified(fragile, engine=engine, emulate=True)
+    assert not result.passed
+    found = result.location
+    assert found is not None
+    assert found.network == "matcher"
+    assert found.culprit in (f"{BAD}/away", f"{BAD}/back")
+    assert "so the fault is in the engine" in found.sentence
+
+
+def test_an_engine_that_cannot_be_looked_into_is_said_so(
+    mini_bundle: Path, verified: Callable[..., VerifyResult]
+) -> None:
+    engine = How(backend="torch", precision="bf16", options={"device": "cpu"}, threads=1)
+    result = verified(mini_bundle, engine=engine, locate=True)
+    assert result.engine["precision"] == "bf16"
+    assert result.location is not None
+    assert result.location.point is None
+    assert "cannot be looked" in result.location.sentence
 
 
 def test_without_a_search_the_command_is_named(mini_bundle: Path) -> None:

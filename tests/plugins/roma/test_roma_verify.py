@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from roma_files import write_files
+from roma_files import Files
 from roma_oracle import tiny_config
 
 import matchrt_roma.build
@@ -21,21 +21,16 @@ from matchrt.verify.derive import derive_bundle
 Verify = Callable[..., dict]  # type: ignore[type-arg]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
+@pytest.fixture
+def bundle(bundles: Callable[[str], Path], files: Files, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[str]]:
     """A narrow RoMa without refinement, and the options that name its files."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
-        folder = tmp_path_factory.mktemp("roma-verify")
-        files = write_files(folder, tiny_config(37))
-        command = ["convert", "roma:coarse", *map(str, files.weights), "-o", str(folder / "b"), "--set", "size=112x140"]
-        assert run(command) == 0
-        given = [str(w) for w in files.weights]
-        checkpoints = []
-        for option, path in zip(given[::2], given[1::2], strict=True):
-            role = option.removeprefix("--weights").removeprefix("-")
-            checkpoints += ["--checkpoint", f"{role}={path}" if role else path]
-        yield folder / "b", checkpoints
+    monkeypatch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
+    given = [str(w) for w in files.weights]
+    checkpoints = []
+    for option, path in zip(given[::2], given[1::2], strict=True):
+        role = option.removeprefix("--weights").removeprefix("-")
+        checkpoints += ["--checkpoint", f"{role}={path}" if role else path]
+    return bundles("roma:coarse"), checkpoints
 
 
 @pytest.fixture

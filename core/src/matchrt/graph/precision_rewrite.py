@@ -81,6 +81,17 @@ class Rewriter:
             scope = scope.parent
         return UNKNOWN
 
+    def _written(self, name: str) -> int:
+        """The type of what is called `name` in the graph as written by now: an output of the graph itself, not what carries it inside."""
+        scope: Rewriter | None = self
+        while scope is not None:
+            if name in scope._current:
+                return scope._current[name]
+            if name in scope.types.own:
+                return scope.types.own[name]
+            scope = scope.parent
+        return UNKNOWN
+
     def resolve(self, name: str) -> str:
         """The tensor that carries what was called `name`: casts between float types are taken out."""
         scope: Rewriter | None = self
@@ -158,7 +169,7 @@ class Rewriter:
         return any(o and self.types[o] in FLOATS for o in node.output)
 
     def _append(self, node: NodeProto) -> None:
-        codes = [self.current(n) if n else UNKNOWN for n in node.input]
+        codes = [self._written(n) if n else UNKNOWN for n in node.input]
         bridged = []
         for i, code in enumerate(output_types(node, codes, self.types.version)):
             name = node.output[i]
@@ -192,6 +203,7 @@ class Rewriter:
         """Make the graph's output `name`, in its declared type, of `source`; readers inside go on with either."""
         wanted = self._declared[name]
         self._alias[name] = source
+        self._current[name] = wanted
         key = (source, wanted)
         if self.current(source) != wanted and key not in self._variants:
             self._cast(source, wanted, name)

@@ -89,16 +89,13 @@ def locate(
         floor = FLOORS.get(request.engine.precision, HALF_FLOOR)
         search = Search(bundle, graph, failing, engine, floor)
         try:
-            source = _source(request, bundle, against, hooks, failing)
+            found = search.run(_source(request, bundle, against, hooks, failing))
+            same = request.engine.backend == "onnxruntime" and request.engine.precision in EXACT and not request.emulate
+            if found.point is None or same or request.reference.backend != "torch":
+                return found
+            return _finer(search, found, hooks)
         except (MatchrtError, ImportError) as error:
-            return _unknown(failing, f"the reference cannot be looked into here: {error}")
-        found = search.run(source)
-        same_graph = (
-            request.engine.backend == "onnxruntime" and request.engine.precision in EXACT and not request.emulate
-        )
-        if found.point is None or same_graph or request.reference.backend != "torch":
-            return found
-        return _finer(search, found, hooks)
+            return _unknown(failing, f"inside it cannot be looked here: {error}")
 
 
 def _worst(results: Sequence[PairResult], bounds: Bounds) -> tuple[str, int]:
