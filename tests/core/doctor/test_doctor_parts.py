@@ -46,7 +46,9 @@ def test_a_crash_among_imports_names_the_culprit_and_the_rest_is_tried(
     leave = module(tmp_path, "doctor_leaves", "import os; print('gone'); os._exit(7)", monkeypatch)
     fail = module(tmp_path, "doctor_fails", "raise ImportError('libGL.so.1: cannot open shared object')", monkeypatch)
     exits = module(tmp_path, "doctor_exits", "raise SystemExit(3)", monkeypatch)
-    outcome = attempt_imports(["json", crash, fail, exits, leave, "decimal"])
+    quiet = module(tmp_path, "doctor_leaves_quietly", "import os; os._exit(0)", monkeypatch)
+    outcome = attempt_imports(["json", crash, fail, exits, leave, quiet, "decimal"])
+    assert outcome[quiet] == "importing it ended the process with exit code 0"
     assert outcome["json"] == outcome["decimal"] == ""
     assert outcome[crash] == "importing it crashed the process with SIGSEGV"
     assert outcome[fail] == "ImportError: libGL.so.1: cannot open shared object"
