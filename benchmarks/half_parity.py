@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from receipt import machine, now
 
 import matchrt
 from matchrt.backends.onnxruntime import OnnxRuntimeBackend
+from matchrt.bench.receipt import now
 from matchrt.export.compare import MatchDifference, compare_matches
 from matchrt.graph.emulate import emulate_half
 from matchrt.graph.prepare import prepare
@@ -28,6 +28,7 @@ from matchrt.model import Target
 from matchrt.plugins import MatcherHooks, get_plugins
 from matchrt.runtime.matcher import Matcher
 from matchrt.samples import sample_pairs
+from matchrt.workers.machine import machine_record
 
 RADIUS = 0.25
 INSTALLED = ("astronaut.png", "coffee.png", "chelsea.png", "brick.png", "page.png")
@@ -98,7 +99,7 @@ def main() -> None:
             "benchmark": "float16 graphs of mini, rounding emulated, against float32",
             "date": now(),
             "command": command,
-            "machine": machine(),
+            "machine": machine_record(("numpy", "torch", "onnx", "onnxruntime")),
             "figures": figures,
             "pairs": [r.to_dict() for r in rows],
         }

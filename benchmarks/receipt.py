@@ -13,7 +13,7 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def machine() -> dict[str, object]:
+def machine(*more_packages: str) -> dict[str, object]:
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -21,7 +21,7 @@ def machine() -> dict[str, object]:
             line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
-    packages = ("numpy", "torch", "onnx", "onnxruntime")
+    packages = ("numpy", "torch", "onnx", "onnxruntime", *more_packages)
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),

@@ -23,7 +23,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from receipt import machine, now
+from matchrt.bench.receipt import now
+from matchrt.workers.machine import machine_record
 
 MIB = 1024
 
@@ -169,8 +170,23 @@ def race(bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
         "best_seconds": best,
         "eager_over_onnxruntime": round(best["eager"] / best["onnxruntime"], 3),
         "warp_difference": {"max": float(gap.max()), "mean": float(gap.mean())},
+        **anchor_flips(network, answers),
         "peak_mib_of_both": peak_mib(),
     }
+
+
+def anchor_flips(network: Any, answers: dict[str, dict[str, Any]]) -> dict[str, int]:
+    """Tokens whose best anchor differs between the ways, each from its own mean and features; a flip moves a patch of the warp."""
+    import torch
+
+    if any("mean" not in tensors for tensors in answers.values()):
+        return {}
+    with torch.inference_mode():
+        best = [
+            network.match_decoder(torch.from_numpy(t["mean"][0]), torch.from_numpy(t["f16"][0]))[0].argmax(-1)
+            for t in answers.values()
+        ]
+    return {"anchor_flips": int((best[0] != best[1]).sum()), "tokens": best[0].numel()}
 
 
 def in_process_of_its_own(phase: str, bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -205,7 +221,7 @@ def main() -> None:
             "what": f"matchanything-roma:{options.variant}, random weights, symmetric, float32, CPU",
             "sizes": [options.size, options.upsample_size],
             "date": now(),
-            "machine": machine(),
+            "machine": machine_record(("numpy", "torch", "onnx", "onnxruntime")),
             "threads": options.threads,
             "convert": in_process_of_its_own("convert", bundle, options),
         }

@@ -10,7 +10,8 @@ import sys
 import time
 from pathlib import Path
 
-from receipt import machine, now
+from matchrt.bench.receipt import now
+from matchrt.workers.machine import machine_record
 
 COMMANDS = {
     "matchrt --help": ["-m", "matchrt", "--help"],
@@ -40,7 +41,13 @@ def main() -> None:
         print(f"{name:<18} median {row['median']:.3f} s  (min {row['min']:.3f}, max {row['max']:.3f})")
     if options.save:
         command = f"uv run python benchmarks/start_up.py --save {options.save}"
-        data = {"benchmark": "start-up", "date": now(), "command": command, "machine": machine(), "seconds": rows}
+        data = {
+            "benchmark": "start-up",
+            "date": now(),
+            "command": command,
+            "machine": machine_record(("numpy", "torch", "onnx", "onnxruntime")),
+            "seconds": rows,
+        }
         options.save.write_text(json.dumps(data, indent=2) + "\n")
 
 

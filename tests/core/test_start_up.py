@@ -33,7 +33,7 @@ def test_listing_verbs_load_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_by(f"from matchrt.cli import run; assert run({arguments!r}) == 0") == []
 
 
-@pytest.mark.parametrize("verb", ["models", "fetch", "convert", "match", "inspect", "plugins", "doctor"])
+@pytest.mark.parametrize("verb", ["models", "fetch", "convert", "match", "bench", "inspect", "plugins", "doctor"])
 def test_help_of_a_verb_loads_nothing_heavy(verb: str) -> None:
     assert loaded_by(f"from matchrt.cli import run; run([{verb!r}, '--help'])") == []
 

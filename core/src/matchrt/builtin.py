@@ -30,6 +30,11 @@ def register_backends() -> Sequence[BackendSpec]:
             load="matchrt.backends.tensorrt.backend:TensorRtRtxBackend",
             description="NVIDIA TensorRT for RTX, builds without a GPU too",
         ),
+        BackendSpec(
+            name="torch",
+            load="matchrt.backends.torch.backend:TorchBackend",
+            description="PyTorch with the bundle's own checkpoint: the reference",
+        ),
     ]
 
 

@@ -6,6 +6,8 @@ The exit codes are the command line's contract: 0 done, 1 failed, 2 usage, 3 ver
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class MatchrtError(Exception):
     """Base of all deliberate errors.
@@ -65,3 +67,20 @@ class DownloadError(MatchrtError):
 
 class ExportError(MatchrtError):
     """A network could not be exported, or a graph pass failed."""
+
+
+def error_record(error: BaseException) -> dict[str, str | None]:
+    """`error` as JSON-able values, for another process: the name of its nearest class here, message and hint."""
+    if isinstance(error, MatchrtError):
+        name = next(c.__name__ for c in type(error).__mro__ if globals().get(c.__name__) is c)
+        return {"error": name, "message": error.message, "hint": error.hint}
+    lines = str(error).strip().splitlines()
+    return {"error": "BackendError", "message": f"{type(error).__name__}: {lines[0] if lines else ''}", "hint": None}
+
+
+def error_from_record(record: Mapping[str, str | None]) -> MatchrtError:
+    """The error that `error_record` described."""
+    kind = globals().get(str(record["error"]))
+    if not (isinstance(kind, type) and issubclass(kind, MatchrtError)):
+        kind = BackendError
+    return kind(str(record["message"]), hint=record["hint"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -105,6 +105,8 @@ class WeightsFile:
     size: int | None = None
     package: str = ""
     """An importable package that ships the file beside its code, instead of `url`."""
+    timm: str = ""
+    """The name under which the timm library publishes the same weights, where it does: a second source, used only when asked for."""
     note: str = ""
     """Why the file is needed, in a sentence or two: `matchrt inspect` prints it for a checkpoint that lacks what it provides."""
 
@@ -119,6 +121,13 @@ class Variant:
     settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     steps: tuple[Step, ...] | None = None
     """Wiring of this variant; None means the matcher's own."""
+    without: Mapping[str, tuple[Step, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    """Wiring in place of `steps` where a switch is off, by the name of that setting."""
+
+    def wired(self, settings: Settings) -> Variant:
+        """This variant with the wiring that `settings` choose: the first of `without` that is off, else its own."""
+        off = next((steps for name, steps in self.without.items() if not settings.flag(name)), None)
+        return self if off is None else replace(self, steps=off)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +193,10 @@ def _problems(spec: MatcherSpec) -> Sequence[str]:
         if not _NAME.fullmatch(variant.name):
             problems.append(f"variant name {variant.name!r} must be lower-case words joined by '-'")
         known = {s.name for s in spec.settings}
-        problems += [f"variant {variant.name!r} sets unknown {n!r}" for n in variant.settings if n not in known]
-        problems += _wiring_problems(spec, spec.steps_of(variant))
+        chosen = [*variant.settings, *variant.without]
+        problems += [f"variant {variant.name!r} sets unknown {n!r}" for n in chosen if n not in known]
+        for steps in (spec.steps_of(variant), *variant.without.values()):
+            problems += _wiring_problems(spec, steps)
     for kind, names in (
         ("variant", [v.name for v in spec.variants]),
         ("network", [n.name for n in spec.networks]),

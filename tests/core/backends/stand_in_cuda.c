@@ -14,7 +14,7 @@ typedef struct Stream Stream;
 typedef struct { int kind; void *dst; const void *src; size_t n; HostFn fn; void *data; Stream *on; uint64_t upto; } Op;
 enum { COPY, CALL, WAIT, FILL };
 struct Stream { Op *ops; uint64_t begin, end, room; int capturing, busy; Op *taken; uint64_t ntaken; };
-typedef struct { Stream *on; uint64_t upto; } Event;
+typedef struct { Stream *on; uint64_t upto; int timed; } Event;
 typedef struct { Op *ops; uint64_t n; } Graph;
 
 static int primary_context, started;
@@ -83,16 +83,31 @@ int cuStreamWaitEvent(void *h, void *e, unsigned f) {
     if (event->on) push(real(h), (Op){.kind = WAIT, .on = event->on, .upto = event->upto});
     return 0;
 }
-int cuEventCreate(void **e, unsigned f) { CHECK; *e = calloc(1, sizeof(Event)); live_events++; return 0; }
+int cuEventCreate(void **e, unsigned f) { CHECK; Event *made = *e = calloc(1, sizeof(Event)); made->timed = !(f & 2); live_events++; return 0; }
 int cuEventRecord(void *e, void *h) {
     CHECK;
     Stream *s = real(h);
     if (s->capturing) return 900;
-    *(Event *)e = (Event){s, s->end};
+    *(Event *)e = (Event){s, s->end, ((Event *)e)->timed};
     return 0;
 }
 int cuEventSynchronize(void *e) { CHECK; Event *event = e; if (event->on) drain(event->on, event->upto); return 0; }
 int cuEventDestroy_v2(void *e) { CHECK; free(e); live_events--; return 0; }
+/* One millisecond for each operation between the two, once both have passed. */
+int cuEventElapsedTime(float *ms, void *a, void *b) {
+    CHECK;
+    Event *from = a, *to = b;
+    if (!from->timed || !to->timed || !from->on || !to->on) return 400;
+    if (from->on->begin < from->upto || to->on->begin < to->upto) return 600;
+    *ms = (float)to->upto - (float)from->upto;
+    return 0;
+}
+int cuMemGetInfo_v2(size_t *unused, size_t *total) {
+    CHECK;
+    *total = 1u << 30;
+    *unused = *total - (size_t)live_device * 4096;
+    return 0;
+}
 int cuLaunchHostFunc(void *h, HostFn fn, void *data) {
     CHECK;
     Stream *s = real(h);

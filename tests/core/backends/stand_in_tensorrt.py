@@ -15,6 +15,7 @@ import enum
 import json
 import random
 import types
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,7 @@ def _plan(world: _World, network: Any, config: Any) -> dict[str, Any]:
         "outputs": [[t.name, t.dtype.name, list(t.shape)] for t in network._outputs],
         "profile": {n: [list(s) for s in shapes] for n, shapes in profile.items()},
         "layers": [[layer.name, layer._precision] for layer in network._layers],
+        "shares_profiles": "PROFILE_SHARING_0806" in config._features,
     }
 
 
@@ -356,6 +358,9 @@ class IBuilderConfig:
         self._level, self._verbosity, self._monitor = 3, None, None
         self._sources: int | None = None
         self._capabilities: list[str] = []
+        # From 10 on contexts share profiles; 8.6 does so on request.
+        old = int(self._world.module.__version__.split(".")[0]) < 10 and self._world.module.__name__ == "tensorrt"
+        self._features: set[str] = set() if old else {"PROFILE_SHARING_0806"}
 
     def set_flag(self, flag: Any) -> None:
         assert isinstance(flag, self._world.module.BuilderFlag)
@@ -363,6 +368,10 @@ class IBuilderConfig:
 
     def clear_flag(self, flag: Any) -> None:
         self._flags.discard(flag.name)
+
+    def set_preview_feature(self, feature: Any, enable: bool) -> None:
+        assert isinstance(feature, self._world.module.PreviewFeature)
+        (self._features.add if enable else self._features.discard)(feature.name)
 
     def set_memory_pool_limit(self, pool: Any, pool_size: int) -> None:
         self._pools[pool.name] = pool_size
@@ -459,6 +468,7 @@ class ICudaEngine:
     def __init__(self, plan: dict[str, Any]) -> None:
         self._plan = plan
         self._io = {n: (kind, d, tuple(s)) for kind in ("inputs", "outputs") for n, d, s in plan[kind]}
+        self._contexts: weakref.WeakSet[Any] = weakref.WeakSet()
 
     num_io_tensors = property(lambda self: len(self._io))
 
@@ -481,14 +491,19 @@ class ICudaEngine:
         return [tuple(s) for s in self._plan["profile"][name]]
 
     def create_execution_context(self, *_: Any) -> Any:
-        return self._world.module.IExecutionContext(self)
+        taken = bool(self._contexts) and not self._plan["shares_profiles"]
+        context = self._world.module.IExecutionContext(self, -1 if taken else 0)
+        self._contexts.add(context)
+        return context
 
 
 class IExecutionContext:
     _world: _World
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, profile: int) -> None:
         import onnxruntime
+
+        self._active = profile
 
         self._engine = engine
         self._shapes: dict[str, tuple[int, ...]] = {}
@@ -509,7 +524,11 @@ class IExecutionContext:
         self._shapes[name] = shape
         return True
 
+    active_optimization_profile = property(lambda self: self._active)
+
     def infer_shapes(self) -> list[str]:
+        if self._active < 0 and self._engine._plan["profile"]:
+            raise LethalError("shapes without a profile: 8.6 crashes the process (seen on an H200)")
         lacking = [n for n, (kind, _, _) in self._engine._io.items() if kind == "inputs" and n not in self._shapes]
         if not lacking:
             feeds = {n: np.zeros(s, self._host_type(n)) for n, s in self._shapes.items()}

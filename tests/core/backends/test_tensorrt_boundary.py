@@ -47,6 +47,7 @@ GUARDED = {
     ("", "init_libnvinfer_plugins"): "plugin-library",
     ("", "IProgressMonitor"): "progress",
     ("IBuilderConfig", "progress_monitor"): "progress",
+    ("PreviewFeature", "PROFILE_SHARING_0806"): "profile-sharing",
     ("IBuilderConfig", "max_num_tactics"): "max-num-tactics",
     ("IBuilderConfig", "num_compute_capabilities"): "compute-capabilities",
     ("IBuilderConfig", "set_compute_capability"): "compute-capabilities",

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import matchrt
 from matchrt.backends import cuda_probe
 from matchrt.backends.tensorrt import _api, backend
 from matchrt.backends.tensorrt.arrays import DeviceTensor
+from matchrt.backends.tensorrt.cuda import CudaError, Driver, driver
 from matchrt.backends.tensorrt.runtime import TensorRtSession
 from matchrt.bundle import read_bundle
 from matchrt.engines import CorruptEngineError, EngineCache
@@ -23,6 +25,7 @@ from matchrt.errors import EnvironmentLackError, UsageError
 from matchrt.images.read import read_image
 from matchrt.plugins import MatcherHooks, get_plugins
 from matchrt.runtime.steps import run_steps
+from matchrt.workers.timing import STAGES, BundleRun, measure
 
 IMAGES = [np.random.default_rng(s).integers(0, 255, (90, 120), np.uint8) for s in (1, 2)]
 
@@ -136,6 +139,44 @@ def test_a_changed_engine_with_shapes_of_its_own_is_not_replaced_by_another(tens
     assert "matchrt build" in str(caught.value.hint)
 
 
+def test_engines_of_two_pairs_take_one_and_three(
+    tensorrt: Any, fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`matchrt build --batch 2`: what does not fill an engine's batch is filled up, and what exceeds it is cut."""
+    bundle, hooks = (
+        read_bundle(fixed_bundle),
+        MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue")),
+    )
+    build_module.build_engines(
+        bundle, hooks, backend.TensorRtBackend(), build_module.BuildRequest(batch=Range(2, 2, 2)), EngineCache()
+    )
+    first, second = IMAGES
+    pairs = [(first, second), (second, first), (first, first)]
+    with (
+        matchrt.load(fixed_bundle) as reference,
+        matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher,
+    ):
+        assert {s.batch_bounds[n] for s in matcher.sessions().values() for n in s.batch_bounds} == {(2, 2)}
+        sizes: list[int] = []
+        run = TensorRtSession.run_on_device
+        monkeypatch.setattr(
+            TensorRtSession,
+            "run_on_device",
+            lambda self, i, stream=None: sizes.append(next(iter(i.values())).shape[0]) or run(self, i, stream),
+        )
+        alone, together = matcher(*pairs[0]), list(matcher.match_many(pairs, batch_size=3))
+        expected = [reference(*p) for p in pairs]
+    assert sizes == [2] * 9
+    for got, wanted in zip([alone, *together], [expected[0], *expected], strict=True):
+        for a, b in ((got.all_keypoints0, wanted.all_keypoints0), (got.all_keypoints1, wanted.all_keypoints1)):
+            assert a is not None
+            assert b is not None
+            assert len(a) > 20
+            np.testing.assert_allclose(a, b, atol=1e-4)
+    first_points, second_points = (m.all_keypoints0 for m in expected[:2])
+    assert not np.array_equal(first_points, second_points), "entries could be swapped unseen"
+
+
 def test_nothing_on_the_device_is_left(tensorrt: Any, fixed_bundle: Path, stand_in: Any, fake_cuda: Any) -> None:
     matcher = matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"})
     for _ in range(4):
@@ -190,3 +231,52 @@ def test_onnxruntime_runs_half_precision_from_the_cache(
     with pytest.raises(UsageError, match="fp8"):
         matchrt.load(fixed_bundle, precision="fp8")
     assert read_bundle(fixed_bundle).manifest.random_weights
+
+
+@pytest.mark.parametrize("tensorrt", ["tensorrt-8.6.1"], indirect=True)
+def test_the_engine_is_timed_by_events_on_the_device_alone(
+    tensorrt: Any, fixed_bundle: Path, stand_in: Any, fake_cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Inputs are uploaded once, outputs stay there, graphs replay, events are given back; the other modes give the same matches."""
+    files = [(str(tmp_path / "a.png"), str(tmp_path / "b.png"))]
+    for path, image in zip(files[0], IMAGES, strict=True):
+        Image.fromarray(image).save(path)
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+        timed = BundleRun(matcher, files, batch=2, workers=2, lanes=2, stream_pairs=4)
+        assert timed.clock.kind == "cuda"
+        assert all(isinstance(v, DeviceTensor) for v in timed._inputs.values())
+        assert all(v.shape[0] == 2 for v in timed._inputs.values())
+        measure(timed, "engine", runs=6)
+        copies: list[object] = []
+        monkeypatch.setattr(Driver, "to_host", lambda *a: copies.append(a))
+        monkeypatch.setattr(Driver, "to_device", lambda *a: copies.append(a))
+        device, events = (stand_in.counter(fake_cuda, n) for n in ("total_device", "live_events"))
+        samples = measure(timed, "engine", runs=5)
+        assert copies == []
+        monkeypatch.undo()
+        assert set(samples) == {"all", "extractor", "matcher"}
+        assert all(len(v) == 5 for v in samples.values())
+        # The stand-in's clock ticks a millisecond for each piece of work: one launch and one mark for each of the three steps.
+        assert samples["all"][-1] == pytest.approx(samples["extractor"][-1] + samples["matcher"][-1])
+        assert samples["extractor"][-1] == pytest.approx(2 * samples["matcher"][-1]) != 0
+        assert stand_in.counter(fake_cuda, "total_device") == device
+        assert stand_in.counter(fake_cuda, "live_events") == events
+        for mode in ("host", "stages", "stream"):
+            assert measure(timed, mode, runs=1)["all"][0] > 0
+        assert set(measure(timed, "stages", runs=1)) == {"all", *STAGES}
+
+
+def test_the_driver_tells_the_memory_in_use(fake_cuda: Any) -> None:
+    cuda = driver()
+    with cuda.current():
+        before = cuda.memory_in_use()
+        block = cuda.allocate(64)
+        assert cuda.memory_in_use() == before + 4096  # what the stand-in counts for a block
+        cuda.free(block)
+        first, second = cuda.event(timing=True), cuda.event()
+        cuda.record(first, 1)
+        cuda.record(second, 1)
+        with pytest.raises(CudaError):
+            cuda.elapsed(first, second)
+        cuda.free_event(first)
+        cuda.free_event(second)

@@ -253,12 +253,12 @@ def test_wrong_inputs_are_refused_by_name(latest: Bench) -> None:
         session.run({"x": type("Odd", (), {"__dlpack_device__": lambda self: (2, 0)})()})
 
 
-def test_two_threads_have_contexts_and_streams_of_their_own(latest: Bench, conv_graph: Path) -> None:
+def test_two_threads_have_contexts_and_streams_of_their_own(bench: Bench, conv_graph: Path) -> None:
     streams, failures = [], []
 
     def work(seed: int) -> None:
         try:
-            session = latest.engine.session()
+            session = bench.engine.session()
             streams.append(driver().thread_stream())
             for i in range(10):
                 x = image(seed + i)
@@ -274,6 +274,18 @@ def test_two_threads_have_contexts_and_streams_of_their_own(latest: Bench, conv_
         thread.join()
     assert failures == []
     assert len(set(streams)) == 3
+
+
+def test_an_engine_without_shared_profiles_refuses_a_second_session(
+    stand_in: Any, fake_cuda: Any, conv_graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_api.TrtApi, "has", lambda self, name: name != "profile-sharing" and name in self.caps)
+    alone = Bench(stand_in, fake_cuda, "tensorrt-8.6.1", conv_graph, SHAPES)
+    first = alone.engine.session()
+    first.run({"x": image(0)})
+    with pytest.raises(BackendError, match="no profile left for another session") as caught:
+        alone.engine.session()
+    assert "matchrt build" in caught.value.hint
 
 
 @pytest.mark.parametrize(("version", "inside"), [("tensorrt-8.6.1", "int32"), (LATEST, "int64")])

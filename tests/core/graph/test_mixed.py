@@ -38,7 +38,7 @@ def measure_against(model: onnx.ModelProto) -> tuple[list[int], object]:
     expected = run(model, feeds)["out"]
     calls: list[int] = []
 
-    def measure(half: onnx.ModelProto) -> float:
+    def measure(half: onnx.ModelProto, rules: object = ()) -> float:
         calls.append(1)
         return float(np.abs(run_half(half, feeds)["out"] - expected).max() / np.abs(expected).max())
 
@@ -73,7 +73,7 @@ def test_all_half_is_taken_at_once_where_it_passes() -> None:
 
 def test_a_figure_out_of_reach_is_told_and_the_best_trial_kept() -> None:
     calls, _ = measure_against(chain(0))
-    result = search_mixed(chain(0), lambda m: float("nan"), 0.01, budget=9)
+    result = search_mixed(chain(0), lambda *_: float("nan"), 0.01, budget=9)
     assert not result.passed
     assert len(result.trials) <= 9
     assert not calls

@@ -89,6 +89,35 @@ def test_a_batch_gives_what_single_pairs_give(matcher: matchrt.Matcher, pair: tu
     assert not equal(single[0], single[1])
 
 
+def test_a_batch_above_what_the_bundle_takes_is_cut(mini_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundle's axis "pairs" ends at 16."""
+    noise = [np.random.default_rng(s).integers(0, 255, (32, 40), np.uint8) for s in range(18)]
+    pairs = [(noise[i], noise[i - 1]) for i in range(18)]
+    pairs[1:2] = []  # 17 are left
+    with matchrt.load(mini_bundle, settings={"long_side": None, "threshold": 0.0}) as matcher:
+        assert {a.name: a.max for a in matcher.manifest.axes}["pairs"] == 16
+        single = [matcher(*p) for p in pairs]
+        session, sizes = matcher.sessions()["matcher"], []
+        plain = session.run
+        monkeypatch.setattr(session, "run", lambda i: sizes.append(len(i["descriptors0"])) or plain(i))
+        together = list(matcher.match_many(pairs, batch_size=20))
+    assert sizes == [16, 1]
+    for one, other in zip(single, together, strict=True):
+        assert abs(len(one) - len(other)) <= 1
+        assert len(one) > 0
+
+
+def test_neighbours_of_equal_shapes_run_together(matcher: matchrt.Matcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, tall = (np.random.default_rng(0).integers(0, 255, size, np.uint8) for size in ((32, 48), (48, 32)))
+    pairs = [(wide, wide), (wide, wide), (tall, tall), (tall, tall), (tall, tall), (wide, wide)]
+    session, sizes = matcher.sessions()["extractor"], []
+    plain = session.run
+    monkeypatch.setattr(session, "run", lambda i: sizes.append(i["image"].shape[::2]) or plain(i))
+    found = list(matcher.match_many(pairs, batch_size=6, long_side=None))
+    assert sizes == [(2, 32), (2, 32), (3, 48), (3, 48), (1, 32), (1, 32)]
+    assert [m.size0 for m in found] == [p[0].shape for p in pairs]
+
+
 def test_threads_get_the_same_answers(matcher: matchrt.Matcher, pair: tuple[Path, Path]) -> None:
     jobs = [pair, pair[::-1]] * 4
     expected = [matcher(*j) for j in jobs[:2]]

@@ -11,6 +11,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from roma_files import Cli, Files, write_files
+from roma_oracle import tiny_config
+
+import matchrt_roma.build
+from matchrt.cli import run
+from matchrt.samples import sample_pairs
+
 
 @pytest.fixture(autouse=True)
 def _no_gradients() -> Iterator[None]:
@@ -45,3 +52,50 @@ def part_graph() -> Callable[[str], Any]:
             return export_network(network.get_submodule(part.module_path), part, example, Target())
 
     return graph
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Published files of the tiny network."""
+    return write_files(tmp_path_factory.mktemp("published"), tiny_config(37))
+
+
+@pytest.fixture
+def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run the command line, expect success, and return stdout."""
+
+    def call(*argv: object) -> str:
+        capfd.readouterr()
+        assert run([str(a) for a in argv]) == 0, capfd.readouterr().err
+        return str(capfd.readouterr().out)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def bundles(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Bundles of the tiny network for up to three pairs, each converted once; odd sizes, to tell height from width.
+
+    A name is MATCHER:VARIANT, then settings: "roma:full upsample=false".
+    """
+    made: dict[str, Path] = {}
+    folder = tmp_path_factory.mktemp("bundles")
+
+    def bundle(name: str) -> Path:
+        if name not in made:
+            made[name] = folder / name.replace(":", "-").replace(" ", "-")
+            matcher, *settings = name.split()
+            chosen = ["size=112x140", "upsample_size=160x128", "pairs=3", *settings]
+            command = ["convert", matcher, *files.weights, "-o", made[name], *(w for s in chosen for w in ("--set", s))]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
+                assert run([str(a) for a in command]) == 0
+        return made[name]
+
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def pair() -> tuple[Path, Path]:
+    found = sample_pairs()[0]
+    return Path(str(found.image0)), Path(str(found.image1))

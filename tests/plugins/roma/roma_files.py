@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from roma_oracle import TINY, Twins, twins_of
 
 from matchrt_roma.settings import RomaConfig, RomaSettings
 
+Cli = Callable[..., str]
 DATA = Path(__file__).parent / "data"
 SIZE, HIGH = 112, 128
 SIZES = ["--set", f"size={SIZE}x{SIZE}", "--set", f"upsample_size={HIGH}x{HIGH}"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from roma_files import SIZES, Files, write_files
+from roma_files import SIZES, Files
 from roma_oracle import tiny_config
 
 import matchrt.export.onnx_export
@@ -21,11 +21,9 @@ Fails = Callable[..., list[str]]
 ELOFTR_KEYS = Path(__file__).parents[1] / "eloftr" / "data" / "keys.json"
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Files]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
-        yield write_files(tmp_path_factory.mktemp("published"), tiny_config(37))
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
 
 
 @pytest.fixture
@@ -63,6 +61,7 @@ def test_no_dinov2_at_hand(files: Files, refused: Fails) -> None:
     fault, remedy = refused(1, "--weights", files.canonical, *SIZES)
     assert "holds no dinov2 (34 tensors)" in fault
     assert "--weights-dinov2 FILE (dinov2_vitl14_pretrain.pth)" in remedy
+    assert "--weights-dinov2 timm (downloads vit_large_patch14_dinov2.lvd142m)" in remedy
     assert "matchrt fetch roma:full" in remedy
 
 
@@ -102,6 +101,14 @@ def test_sizes(files: Files, refused: Fails, setting: str, divisor: int, nearest
     fault, remedy = refused(2, *files.weights, "--set", setting)
     assert f"is not a multiple of {divisor}" in fault
     assert nearest in remedy
+
+
+def test_upsampling_of_a_variant_that_has_none(files: Files, fails: Fails, tmp_path: Path) -> None:
+    words = ("convert", "roma:coarse", *files.weights, *SIZES, "--set", "upsample=true", "-o", tmp_path / "bundle")
+    fault, remedy = fails(2, *words)
+    assert "variant coarse has no upsampling pass" in fault
+    assert "roma:full" in remedy
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_mutual_in_one_direction_and_a_cut_weights_file(

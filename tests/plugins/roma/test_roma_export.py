@@ -114,9 +114,8 @@ def test_other_opsets(network: Roma, tensors: dict[str, Tensor], name: str, opse
     assert_close(part, run(model, part, tensors), tensors)
 
 
-@pytest.mark.parametrize(
-    "name", ["vit", *(pytest.param(name, marks=pytest.mark.slow) for name in ("coarse", "refine"))]
-)
+@pytest.mark.slow  # bundles of several pairs are in test_roma_pairs
+@pytest.mark.parametrize("name", NAMES)
 def test_a_graph_of_any_number_of_pairs(network: Roma, tensors: dict[str, Tensor], name: str) -> None:
     part = network.part(name)
     model = export(part, tensors, 18, dynamic=True)

@@ -2,87 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from roma_files import HIGH, SIZE, SIZES, Files, deep_config, published_names, write_files
+from roma_files import HIGH, SIZE, SIZES, Cli, Files, deep_config, published_names, write_files
 from roma_oracle import tiny_config
 
 import matchrt
-import matchrt.export.convert as room
 import matchrt_roma.build
 from matchrt.cli import run
-from matchrt.samples import sample_pairs
-
-Cli = Callable[..., str]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Files]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
-        yield write_files(tmp_path_factory.mktemp("published"), tiny_config(37))
-
-
-@pytest.fixture
-def cli(capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Run the command line, expect success, and return stdout."""
-
-    def call(*argv: object) -> str:
-        capfd.readouterr()
-        assert run([str(a) for a in argv]) == 0, capfd.readouterr().err
-        return str(capfd.readouterr().out)
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def one_export() -> Iterator[None]:
-    """Parts that several bundles have in common (weights, sizes and all) are exported once; each is checked in each bundle."""
-    done: dict[tuple[object, ...], Any] = {}
-    export = room.export_network
-
-    def shared(network: torch.nn.Module, spec: Any, example: Any, target: Any) -> Any:
-        weights = tuple((n, hash(t.numpy().tobytes())) for n, t in network.state_dict().items())
-        inputs = tuple((n, t.shape) for n, t in example.tensors.items())
-        key = (spec.name, inputs, repr(example.dynamic), target, weights)
-        if key not in done:
-            done[key] = export(network, spec, example, target)
-        return copy.deepcopy(done[key])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(room, "export_network", shared)
-        yield
-
-
-@pytest.fixture(scope="module")
-def bundles(one_export: None, files: Files, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Bundles of the tiny network, each converted once; odd sizes, to tell height from width."""
-    made: dict[str, Path] = {}
-    folder = tmp_path_factory.mktemp("bundles")
-
-    def bundle(name: str) -> Path:
-        if name not in made:
-            made[name] = folder / name.replace(":", "-")
-            sizes = ["--set", "size=112x140", "--set", "upsample_size=160x128"]
-            command = ["convert", name, *files.weights, "-o", made[name], *sizes]
-            assert run([str(a) for a in command]) == 0
-        return made[name]
-
-    return bundle
-
-
-@pytest.fixture(scope="module")
-def pair() -> tuple[Path, Path]:
-    found = sample_pairs()[0]
-    return Path(str(found.image0)), Path(str(found.image1))
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
 
 
 def test_true_names_convert_with_every_tensor_accounted_for(
@@ -121,19 +59,27 @@ def test_true_names_convert_with_every_tensor_accounted_for(
     assert described["fits"][0]["share"] == 1.0
 
 
-def test_the_command_line_agrees_with_romatch(files: Files, tmp_path: Path, cli: Cli, pair: tuple[Path, Path]) -> None:
+@pytest.mark.parametrize("upsample", [True, False])
+def test_the_command_line_agrees_with_romatch(
+    upsample: bool, files: Files, tmp_path: Path, cli: Cli, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Images to dense warp through the bundle, against upstream's own `match` on the same files."""
-    out = json.loads(cli("convert", "roma", *files.weights, *SIZES, "-o", tmp_path / "bundle", "--json"))
+    options = [*SIZES, "--set", f"upsample={upsample}"]
+    out = json.loads(cli("convert", "roma", *files.weights, *options, "-o", tmp_path / "bundle", "--json"))
     assert out["check"]["passed"]
+    assert ("upsample.warp" in out["check"]["tensors"]) == upsample
+    assert ("refine_final.warp" in out["check"]["tensors"]) != upsample
     matches = matchrt.load(tmp_path / "bundle")(*pair)
     assert matches.warp is not None
     ours = np.concatenate(list(matches.warp.warp), axis=1)
+    monkeypatch.setattr(files.twins.theirs, "upsample_preds", upsample)
+    side = HIGH if upsample else SIZE
     theirs, certainty = files.twins.theirs.match(
         Image.open(pair[0]).convert("RGB"), Image.open(pair[1]).convert("RGB"), device=torch.device("cpu")
     )
-    theirs, certainty = theirs.reshape(HIGH, 2 * HIGH, 4), certainty.reshape(HIGH, 2 * HIGH)
-    expected = torch.cat((theirs[:, :HIGH, 2:], theirs[:, HIGH:, :2]), dim=1).numpy()
-    assert expected.shape == ours.shape == (HIGH, 2 * HIGH, 2)
+    theirs, certainty = theirs.reshape(side, 2 * side, 4), certainty.reshape(side, 2 * side)
+    expected = torch.cat((theirs[:, :side, 2:], theirs[:, side:, :2]), dim=1).numpy()
+    assert expected.shape == ours.shape == (side, 2 * side, 2)
     tokens = 2 * (SIZE // 14) ** 2  # one anchor may flip; see test_roma_export
     assert float((np.abs(ours - expected).max(axis=-1) > 1e-3).mean()) <= 1 / tokens
     gap = np.abs(np.concatenate(list(matches.warp.certainty), axis=1) - certainty.numpy())
@@ -170,6 +116,7 @@ def test_every_variant_matches_and_draws(
             "--draw", pictures[0], "--draw-warp", pictures[1], "--draw-certainty", pictures[2])
     )  # fmt: skip
     assert out["matches"] == 50
+    assert [out[n] for n in ("picture", "warp_picture", "certainty_picture")] == [str(p) for p in pictures]
     with Image.open(pair[0]) as image:
         size0 = image.size
     for picture in pictures[1:]:

@@ -79,6 +79,8 @@ class Session(Protocol):
 
     A session may also have `run_on_device(inputs, stream=None)`, which takes numpy arrays and arrays on the device and returns
     `DeviceArray`s by name; `run_steps` then hands tensors from network to network without copying them to the host.
+    It may have `batch_bounds`, the fewest and most of the leading axis by input that it was built for, where that is less than the
+    bundle allows.
     """
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -99,7 +101,12 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """Loads networks of a bundle."""
+    """Loads networks of a bundle.
+
+    A backend that needs more than one graph at a time (the bundle's weights and settings, say) also has
+    `open_bundle(bundle, hooks, precision, options) -> dict[str, Engine]`, an engine for every network of the bundle; it then decides
+    itself which precisions there are, and `open` is not called. `torch` does so.
+    """
 
     name: str
 

@@ -169,6 +169,9 @@ class OnnxRuntimeSession:
         self._network = network
         self._session: onnxruntime.InferenceSession | None = session
         self._outputs = [o.name for o in session.get_outputs()]
+        shapes = {i.name: i.shape for i in session.get_inputs()}
+        self.batch_bounds = {n: (s[0], s[0]) for n, s in shapes.items() if s and isinstance(s[0], int)}
+        """(fewest, most) of the leading axis of each input, where the graph fixes it."""
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name. Raises `BackendError`."""

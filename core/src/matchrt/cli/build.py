@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matchrt.bundle import Bundle
     from matchrt.engines.build import BuildRequest, Built, Plan
     from matchrt.plugins import MatcherHooks
+    from matchrt.progress import Progress
 
 _OPTIONS = (
     click.option("--backend", help="tensorrt, tensorrt_rtx, onnxruntime, or a plugin's."),
@@ -72,6 +73,16 @@ def request_from(
 @click.option(
     "--isolate/--no-isolate", default=None, help="Build in a process of its own; the backend decides by default."
 )
+@click.option(
+    "--tolerance", type=click.FloatRange(min=0), metavar="PX", help="mixed: allowed mean error of coordinates."
+)
+@click.option(
+    "--pairs",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="mixed: pairs to measure on; default: the shipped ones.",
+)
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Networks built at a time.")
 @click.option("--dry-run", is_flag=True, help="Prepare and lint, say what would be built, build nothing.")
 @json_option
 def command(
@@ -86,10 +97,16 @@ def command(
     tf32: bool | None,
     assignments: tuple[str, ...],
     isolate: bool | None,
+    tolerance: float | None,
+    pairs: Path | None,
+    jobs: int,
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Build the engines of BUNDLE, each network for itself; what was built before comes from the cache."""
+    """Build the engines of BUNDLE, each network for itself; what was built before comes from the cache.
+
+    Precision mixed searches for the fewest blocks that must stay in float32 so that the matches stay what they are.
+    """
     request = request_from(
         precision, batch, shapes, target, assignments, isolate, workspace=workspace, level=level, tf32=tf32
     )
@@ -101,11 +118,13 @@ def command(
 
     cache = EngineCache()
     with progress_bars(quiet=as_json) as progress:
+        if precision == "mixed":
+            request = _with_kept(opened, hooks, made, request, tolerance, pairs, progress)
         if dry_run:
             with planned(opened, hooks, made, request, cache, progress) as plans:
                 pass
             return _show_plans(plans, as_json)
-        built = build_engines(opened, hooks, made, request, cache, progress)
+        built = build_engines(opened, hooks, made, request, cache, progress, jobs=jobs)
     _show_built(opened, built, as_json)
     return 0
 
@@ -125,6 +144,30 @@ def open_for_build(path: Path, backend: str) -> tuple[Bundle, MatcherHooks, Any]
             f"backend {backend!r} builds no engines", hint=f"use it at once: matchrt match --backend {backend}"
         )
     return opened, MatcherHooks(plugins, plugins.matcher(opened.manifest.matcher.id)), made
+
+
+def _with_kept(
+    bundle: Bundle,
+    hooks: MatcherHooks,
+    backend: Any,
+    request: BuildRequest,
+    tolerance: float | None,
+    pairs: Path | None,
+    progress: Progress,
+) -> BuildRequest:
+    """`request` with what a search found must stay in float32."""
+    from dataclasses import replace
+
+    from matchrt.verify.mixed import choose_kept
+
+    kept = choose_kept(bundle, hooks, backend, tolerance_px=tolerance, pairs=pairs, request=request, progress=progress)
+    for name, chosen in kept.items():
+        record = chosen.record
+        blocks = ", ".join(record["blocks"]) or "none"
+        warn(
+            f"{name}: float32 blocks besides the matcher's own rules: {blocks} ({len(record['trials'])} trials, {record['measured']})"
+        )
+    return replace(request, kept=kept)
 
 
 def _nothing_to_build(bundle: Bundle, backend: Any, request: BuildRequest, as_json: bool) -> int:

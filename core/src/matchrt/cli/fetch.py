@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from matchrt.cli.output import json_option, print_facts, print_json, progress_bars
-from matchrt.errors import EnvironmentLackError
+from matchrt.errors import EnvironmentLackError, UsageError
 from matchrt.model import MatcherSpec, Variant, WeightsFile
 from matchrt.progress import Progress, stage
+
+if TYPE_CHECKING:
+    from matchrt.weights.fetch import Fetched
 
 
 @click.command("fetch")
@@ -16,8 +21,11 @@ from matchrt.progress import Progress, stage
     "--accept-licence", is_flag=True, help="You have read the licence shown and may use the weights under it."
 )
 @click.option("--offline", is_flag=True, help="Do not touch the network (also MATCHRT_OFFLINE=1).")
+@click.option(
+    "--via", type=click.Choice(["timm"]), help="Get what the timm library publishes too through it (RoMa's DINOv2)."
+)
 @json_option
-def command(matcher: str, accept_licence: bool, offline: bool, as_json: bool) -> None:
+def command(matcher: str, accept_licence: bool, offline: bool, via: str | None, as_json: bool) -> None:
     """Download a matcher's published weights into the cache; resumes, and checks the sha256.
 
     Where the hash is not known in advance, the first download records it and later ones must agree.
@@ -28,9 +36,11 @@ def command(matcher: str, accept_licence: bool, offline: bool, as_json: bool) ->
     spec = get_plugins().matcher(matcher_id)
     variant = spec.variant(variant_name or None)
     wanted = [w for w in variant.weights if not w.package]
+    if via and not any(w.timm for w in wanted):
+        raise UsageError(f"timm publishes no weights of {spec.id}:{variant.name}", hint="leave --via out")
     _consent(spec, variant, wanted, accept_licence)
     with progress_bars(quiet=as_json) as progress:
-        results = [_fetch(spec, file, offline, progress) for file in wanted]
+        results = [_fetch(spec, file, offline, bool(via and file.timm), progress) for file in wanted]
     if as_json:
         print_json({"matcher": spec.id, "variant": variant.name, "files": results})
     elif not wanted:
@@ -51,7 +61,29 @@ def _consent(spec: MatcherSpec, variant: Variant, files: list[WeightsFile], acce
         )
 
 
-def _fetch(spec: MatcherSpec, file: WeightsFile, offline: bool, progress: Progress) -> dict[str, object]:
+def _fetch(
+    spec: MatcherSpec, file: WeightsFile, offline: bool, through_timm: bool, progress: Progress
+) -> dict[str, object]:
+    from matchrt.weights.timm_source import fetch_with_timm
+
+    if through_timm:
+        with stage(progress, f"{file.timm} through timm"):
+            fetched = fetch_with_timm(spec, file, offline=offline)
+    else:
+        fetched = _download(spec, file, offline, progress)
+    return {
+        "role": file.role or "main",
+        "path": str(fetched.path),
+        "sha256": fetched.sha256,
+        "size": fetched.size_bytes,
+        "held_to": fetched.trust,
+        "downloaded": fetched.downloaded,
+        "via": "timm" if through_timm else "url",
+        "licence": file.licence,
+    }
+
+
+def _download(spec: MatcherSpec, file: WeightsFile, offline: bool, progress: Progress) -> Fetched:
     from matchrt.weights.fetch import fetch
     from matchrt.weights.locate import fetched_path
 
@@ -63,15 +95,6 @@ def _fetch(spec: MatcherSpec, file: WeightsFile, offline: bool, progress: Progre
         known = done
 
     with stage(progress, file.filename, file.size):
-        fetched = fetch(
+        return fetch(
             file.url, fetched_path(spec, file), sha256=file.sha256, size=file.size, progress=report, offline=offline
         )
-    return {
-        "role": file.role or "main",
-        "path": str(fetched.path),
-        "sha256": fetched.sha256,
-        "size": fetched.size_bytes,
-        "held_to": fetched.trust,
-        "downloaded": fetched.downloaded,
-        "licence": file.licence,
-    }

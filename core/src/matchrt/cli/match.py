@@ -10,6 +10,9 @@ import click
 
 from matchrt.cli.options import (
     SettingsCommand,
+    backend_option,
+    backend_options,
+    checkpoint_option,
     config_option,
     explain,
     explain_option,
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     "--trust", multiple=True, metavar="SHA256", help="Load the engine with this sha256 though another user built it."
 )
 @click.option("--threads", type=int, default=0, help="Threads of the CPU provider; 0: all cores.")
+@checkpoint_option
+@backend_option
 @set_option
 @config_option
 @explain_option
@@ -66,6 +71,8 @@ def command(
     precision: str,
     trust: tuple[str, ...],
     threads: int,
+    checkpoints: tuple[str, ...],
+    options: tuple[str, ...],
     assignments: tuple[str, ...],
     config: Path | None,
     show_settings: bool,
@@ -92,6 +99,7 @@ def command(
             provider=provider,
             threads=threads,
             trust=trust,
+            options=backend_options(options, checkpoints),
             settings=settings,
             progress=progress,
         )
@@ -112,7 +120,9 @@ def command(
         warn("RANDOM WEIGHTS: this bundle is for tests and speed only, its matches mean nothing")
     for note in matches.notes:
         warn(note)
-    result = _result(matches, fit, model, loaded, draw, save)
+    result = _result(matches, fit, model, loaded)
+    written = {"picture": draw, "warp_picture": draw_warp, "certainty_picture": draw_certainty, "saved": save}
+    result |= {name: None if path is None else str(path) for name, path in written.items()}
     print_json(result) if as_json else _show(result, image0, image1)
 
 
@@ -129,9 +139,7 @@ def _fit(matches: Matches, model: str | None, inlier_px: float | None) -> Robust
     return None
 
 
-def _result(
-    matches: Matches, fit: RobustFit | None, model: str | None, loaded: float, draw: Path | None, save: Path | None
-) -> dict[str, Any]:
+def _result(matches: Matches, fit: RobustFit | None, model: str | None, loaded: float) -> dict[str, Any]:
     result: dict[str, Any] = {
         "matches": len(matches),
         "matcher": matches.matcher,
@@ -148,8 +156,6 @@ def _result(
         result["inliers"] = int(fit.inliers.sum())
         result["inlier_px"] = fit.threshold_px
     result["seconds"] = {"load": round(loaded, 4), **{n: round(s, 4) for n, s in matches.seconds.items()}}
-    result["picture"] = str(draw) if draw else None
-    result["saved"] = str(save) if save else None
     return result
 
 
@@ -168,5 +174,6 @@ def _show(result: dict[str, Any], image0: Path, image1: Path) -> None:
             rows = "not found" if matrix is None else "  ".join(" ".join(f"{v:.6g}" for v in row) for row in matrix)
             facts += [("inliers", f"{result['inliers']} within {result['inlier_px']:g} px"), (model, rows)]
     facts.append(("seconds", ", ".join(f"{n} {s:.3f}" for n, s in result["seconds"].items())))
-    facts += [(n, result[n]) for n in ("picture", "saved") if result[n]]
+    written = ("picture", "warp_picture", "certainty_picture", "saved")
+    facts += [(n.replace("_", " "), result[n]) for n in written if result[n]]
     print_facts(facts)

@@ -25,6 +25,17 @@ explain_option = click.option(
     "--explain", "show_settings", is_flag=True, help="Show each setting with where its value came from."
 )
 
+backend_option = click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the backend, for example device=cpu."
+)
+checkpoint_option = click.option(
+    "--checkpoint",
+    "checkpoints",
+    multiple=True,
+    metavar="[ROLE=]FILE",
+    help="The file that the bundle was made from, for backend torch.",
+)
+
 
 class SettingsCommand(click.Command):
     """Reads an option that it does not know as a setting: `--top-k 500` as `--set top_k=500`, a bare `--mutual` as true."""
@@ -63,6 +74,19 @@ def parse_assignments(assignments: tuple[str, ...], **named: object) -> dict[str
         if not equals:
             raise UsageError(f"--set takes NAME=VALUE, got {text!r}")
         chosen[name.strip()] = value.strip()
+    return chosen
+
+
+def backend_options(options: tuple[str, ...], checkpoints: tuple[str, ...] = ()) -> dict[str, object]:
+    """Backend options from NAME=VALUE texts and from `--checkpoint`. Raises `UsageError`."""
+    chosen: dict[str, object] = {}
+    for text in options:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--option takes NAME=VALUE, got {text!r}")
+        chosen[name.strip()] = value.strip()
+    if checkpoints:
+        chosen["checkpoint"] = list(checkpoints)
     return chosen
 
 

@@ -38,6 +38,24 @@ def side_by_side(
     `caption` is written below, by default the counts. `path` also writes the picture (.png, .jpg or .webp).
     """
     points = _checked(keypoints0, keypoints1, scores, inliers)
+    board, placed = beside(image0, image1, points)
+    width = board.shape[1]
+
+    drawn = _chosen(np.asarray(scores, np.float64), inliers, max_lines)
+    _draw_lines(board, placed[0], placed[1], np.asarray(scores), inliers, drawn)
+    text = caption if caption is not None else _counts(len(scores), inliers)
+    note = f"{len(drawn)} of {len(scores)} drawn" if len(drawn) < len(scores) else ""
+    strip = _strip(width, text, note, top=_top_score(np.asarray(scores)), outliers=inliers is not None)
+    picture = np.vstack([board, strip])
+    if path is not None:
+        canvas.save_picture(picture, path)
+    return picture
+
+
+def beside(
+    image0: NDArray[Any], image1: NDArray[Any], points: tuple[NDArray[np.float64], NDArray[np.float64]]
+) -> tuple[UInt8Array, list[NDArray[np.float64]]]:
+    """Both images at equal height on one board, RGB uint8 (H, W, 3), and the points (N, 2) of each as places on the board."""
     left, right = canvas.as_rgb(np.asarray(image0)), canvas.as_rgb(np.asarray(image1))
     height, gap = _common_height(left.shape[:2], right.shape[:2])
     board = np.full((height, 1, 3), canvas.BACKGROUND, np.uint8)[:, :0]
@@ -52,17 +70,7 @@ def side_by_side(
         board = np.hstack([board, canvas.resize(pixels, (height, width)), between])
     board = np.ascontiguousarray(board[:, :-gap])
     width = max(board.shape[1], _MIN_WIDTH)
-    board = np.pad(board, ((0, 0), (0, width - board.shape[1]), (0, 0)))
-
-    drawn = _chosen(np.asarray(scores, np.float64), inliers, max_lines)
-    _draw_lines(board, placed[0], placed[1], np.asarray(scores), inliers, drawn)
-    text = caption if caption is not None else _counts(len(scores), inliers)
-    note = f"{len(drawn)} of {len(scores)} drawn" if len(drawn) < len(scores) else ""
-    strip = _strip(width, text, note, top=_top_score(np.asarray(scores)), outliers=inliers is not None)
-    picture = np.vstack([board, strip])
-    if path is not None:
-        canvas.save_picture(picture, path)
-    return picture
+    return np.pad(board, ((0, 0), (0, width - board.shape[1]), (0, 0))), placed
 
 
 def _counts(count: int, inliers: NDArray[Any] | None) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -18,12 +20,12 @@ from matchrt.backends.building import BuildingBackend, BuildJob, Identity
 from matchrt.backends.cuda_probe import probe
 from matchrt.bundle import Bundle
 from matchrt.engines.cache import EngineCache, Entry, Fresh
-from matchrt.engines.isolated import build_isolated
+from matchrt.engines.isolated import Quiet, build_isolated
 from matchrt.engines.prepared import Prepared, code_fingerprint, prepare_network
 from matchrt.engines.profiles import Range, axis_ranges, frozen_axes, profiles_of
 from matchrt.engines.spec import EngineSpec
 from matchrt.errors import BackendError, MatchrtError, UsageError
-from matchrt.model import Target
+from matchrt.model import PrecisionRule, Target
 from matchrt.plugins import MatcherHooks
 from matchrt.progress import Progress, Silent, stage
 
@@ -31,8 +33,19 @@ PRECISIONS = ("fp32", "fp16", "mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a search for mixed precision chose for one network: rules besides the matcher's own, and how they were found."""
+
+    rules: tuple[PrecisionRule, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """What to build. `shapes` and `batch` narrow the bundle's dynamic axes, `options` are the backend's by name."""
+    """What to build. `shapes` and `batch` narrow the bundle's dynamic axes, `options` are the backend's by name.
+
+    `kept` is what stays in float32 in each network under precision `mixed` (see `matchrt.verify.mixed`).
+    """
 
     precision: str = "fp32"
     shapes: Mapping[str, Range] = field(default_factory=lambda: MappingProxyType({}))
@@ -41,6 +54,7 @@ class BuildRequest:
     targets: tuple[str, ...] = ()
     isolate: bool | None = None
     """Build in a process of its own; None lets the backend decide."""
+    kept: Mapping[str, Kept] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,34 +97,76 @@ def build_engines(
     request: BuildRequest,
     cache: EngineCache | None = None,
     progress: Progress | None = None,
+    only: Collection[str] | None = None,
+    jobs: int = 1,
 ) -> list[Built]:
-    """An engine for every network of `bundle`, from the cache or built now, in the order of the networks.
+    """An engine for every network of `bundle` (or those in `only`), from the cache or built now, in the order of the networks.
 
+    `jobs` builds run at a time, each in a process of its own; they share the GPU, so kernels are timed beside other work then.
     Raises `UsageError`, `EnvironmentLackError`, and `BackendError` with the linter's, the parser's or the builder's reasons.
     """
+    if jobs < 1:
+        raise UsageError(f"jobs must be at least 1, got {jobs}")
     cache, progress = cache or EngineCache(), progress or Silent()
     origin = {**_origin(bundle, hooks, request), "request": request_digest(request)}
-    built = []
     with planned(bundle, hooks, backend, request, cache, progress) as plans:
-        for plan in plans:
-            begin = time.perf_counter()
+        wanted = [p for p in plans if only is None or p.network in only]
+
+        chosen = request if jobs == 1 else replace(request, isolate=True)
+
+        def make(plan: Plan, progress: Progress) -> Built:
+            return _built(plan, backend, chosen, cache, {**origin, "network": plan.network}, progress)
+
+        if jobs == 1 or len(wanted) < 2:
+            return [make(plan, progress) for plan in wanted]
+        for plan in wanted:
             require_buildable(plan)
-            waited: list[str] = []
+        with stage(progress, f"build, {jobs} at a time", len(wanted)):
+            return _side_by_side(wanted, make, jobs, progress)
 
-            def wait(network: str = plan.network, waited: list[str] = waited) -> None:
-                waited.append(network)
-                progress.start(f"wait for another build of {network}", None)
 
-            def build(plan: Plan = plan) -> Fresh:
-                return _build(plan, backend, request, cache, progress)
+def _side_by_side(
+    plans: Sequence[Plan], make: Callable[[Plan, Progress], Built], jobs: int, progress: Progress
+) -> list[Built]:
+    """What `make` gives for each plan, `jobs` at a time. The first failure, or Ctrl-C, ends those that are under way."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(make, plan, Quiet(stop)) for plan in plans]
+        try:
+            for done in as_completed(futures):
+                progress.advance(1, done.result().plan.network)
+        except BaseException:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+    return [future.result() for future in futures]
 
-            try:
-                entry, hit = cache.get_or_build(plan.spec, {**origin, "network": plan.network}, build, wait)
-            finally:
-                if waited:
-                    progress.finish()
-            built.append(Built(plan=plan, entry=entry, hit=hit, seconds=time.perf_counter() - begin))
-    return built
+
+def _built(
+    plan: Plan,
+    backend: BuildingBackend,
+    request: BuildRequest,
+    cache: EngineCache,
+    origin: Mapping[str, Any],
+    progress: Progress,
+) -> Built:
+    begin = time.perf_counter()
+    require_buildable(plan)
+    waited: list[str] = []
+
+    def wait() -> None:
+        waited.append(plan.network)
+        progress.start(f"wait for another build of {plan.network}", None)
+
+    try:
+        entry, hit = cache.get_or_build(
+            plan.spec, origin, lambda: _build(plan, backend, request, cache, progress), wait
+        )
+    finally:
+        if waited:
+            progress.finish()
+    return Built(plan=plan, entry=entry, hit=hit, seconds=time.perf_counter() - begin)
 
 
 @contextmanager
@@ -125,9 +181,13 @@ def planned(
     """Plans for all networks; their graph files exist while the block runs. Builds nothing."""
     if request.precision not in PRECISIONS:
         raise UsageError(f"precision {request.precision!r} is not one of {', '.join(PRECISIONS)}")
-    if request.precision == "mixed":
-        raise UsageError("precision mixed needs a search driven by parity figures", hint="`matchrt verify` runs it")
-    target = backend.target(request.precision)
+    lacking = {n.name for n in bundle.manifest.networks} - set(request.kept)
+    if request.precision == "mixed" and lacking:
+        raise UsageError(
+            "precision mixed needs a search for what stays in float32",
+            hint=f"`matchrt build {bundle.path} --backend {backend.name} --precision mixed` runs it",
+        )
+    target = backend.target("fp16" if request.precision == "mixed" else request.precision)
     options = resolve_options(hooks, backend, target, request)
     identity = backend.identity(request.targets)
     ranges = axis_ranges(bundle.manifest, request.shapes, request.batch)
@@ -136,7 +196,8 @@ def planned(
         with stage(progress, "prepare", len(bundle.manifest.networks)):
             for contract in bundle.manifest.networks:
                 freeze = frozen_axes(contract, ranges)
-                prepared = prepare_network(bundle, hooks, contract.name, target, freeze, Path(folder))
+                rules = request.kept[contract.name].rules if contract.name in request.kept else ()
+                prepared = prepare_network(bundle, hooks, contract.name, target, freeze, Path(folder), rules)
                 spec = EngineSpec(
                     graph_sha256=prepared.sha256,
                     backend=backend.name,
@@ -174,6 +235,8 @@ def request_digest(request: BuildRequest) -> str:
         "options": dict(request.options),
         "targets": list(request.targets),
     }
+    if request.kept:
+        data["kept"] = {n: [r.pattern for r in k.rules] for n, k in request.kept.items()}
     return _digest(data)
 
 
@@ -229,6 +292,8 @@ def _build(
             "kept": list(plan.prepared.kept),
         },
     }
+    if plan.network in request.kept:
+        record["mixed"] = dict(request.kept[plan.network].record)
     return Fresh(output.payload, record)
 
 

@@ -12,12 +12,19 @@ import threading
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from matchrt import errors
 from matchrt.backends.building import BuildingBackend, BuildJob, BuildOutput, IoTensor, Profile
-from matchrt.errors import BackendError, MatchrtError
-from matchrt.progress import Progress
+from matchrt.errors import BackendError, MatchrtError, error_from_record, error_record
+from matchrt.progress import Progress, Silent
+from matchrt.workers.lines import Relay, end_with_parent, how_it_ended, private_stdout
+
+
+class Quiet(Silent):
+    """Shows nothing; `stop`, once set, ends the build that reports to it."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
 
 
 def build_isolated(backend: BuildingBackend, job: BuildJob, progress: Progress) -> BuildOutput:
@@ -41,6 +48,8 @@ def _run(folder: Path, progress: Progress) -> tuple[int, str]:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
         assert process.stdout is not None
         assert process.stdin is not None
+        if isinstance(progress, Quiet):
+            threading.Thread(target=_kill_when, args=(progress.stop, process), daemon=True).start()
         try:
             for line in process.stdout:
                 call, arguments = json.loads(line)
@@ -59,16 +68,20 @@ def _run(folder: Path, progress: Progress) -> tuple[int, str]:
     return code, (folder / "stderr").read_text("utf-8", "replace").strip()[-2000:]
 
 
+def _kill_when(stop: threading.Event, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        if stop.wait(0.2):
+            process.kill()
+            return
+
+
 def _answer(folder: Path, job: BuildJob, code: int, tail: str) -> BuildOutput:
     path = folder / "answer.json"
     if not path.is_file():
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        last = f": {tail.splitlines()[-1]}" if tail else ""
-        raise BackendError(f"the builder process of network {job.network!r} died with {how}{last}")
+        raise BackendError(how_it_ended(f"the builder process of network {job.network!r}", code, tail))
     answer: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
     if "error" in answer:
-        kind = getattr(errors, answer["error"], BackendError)
-        raise kind(answer["message"], hint=answer["hint"])
+        raise error_from_record(answer)
     return BuildOutput(
         payload=(folder / "payload").read_bytes(),
         io=tuple(IoTensor(**{**t, "shape": tuple(t["shape"])}) for t in answer["io"]),
@@ -78,37 +91,10 @@ def _answer(folder: Path, job: BuildJob, code: int, tail: str) -> BuildOutput:
     )
 
 
-class _Relay:
-    """Progress as lines of JSON for the parent."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-
-    def start(self, stage: str, total: int | None) -> None:
-        self._send("start", stage, total)
-
-    def advance(self, steps: int = 1, detail: str = "") -> None:
-        self._send("advance", steps, detail)
-
-    def finish(self) -> None:
-        self._send("finish")
-
-    def _send(self, call: str, *arguments: object) -> None:
-        self._out.write(json.dumps([call, arguments]) + "\n")
-        self._out.flush()
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()  # returns when the parent is gone
-    os._exit(1)
-
-
 def _main(folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    relay = _Relay(os.fdopen(os.dup(1), "w", encoding="utf-8"))
-    os.dup2(2, 1)  # what native libraries print is no progress
-    _work(folder, relay)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    _work(folder, Relay(private_stdout()))
     sys.stderr.flush()
     os._exit(0)  # without the builder's own clean-up, whose threads may still be at work
 
@@ -131,7 +117,7 @@ def _work(folder: Path, progress: Progress) -> None:
         job = BuildJob(graph=graph, profiles=profiles, timing_cache=timing, targets=targets, kept=kept, **fields)
         output = backend.build(job, progress)
     except MatchrtError as error:
-        answer = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+        answer = dict(error_record(error))
     else:
         (folder / "payload").write_bytes(output.payload)
         (folder / "timing").write_bytes(output.timing_cache)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from matchrt.bundle import Bundle
 from matchrt.errors import BundleError, EnvironmentLackError
-from matchrt.model import Stage, Target
+from matchrt.model import PrecisionRule, Stage, Target
 from matchrt.plugins import MatcherHooks
 from matchrt.weights.hashing import file_sha256
 
@@ -35,9 +35,17 @@ class Prepared:
 
 
 def prepare_network(
-    bundle: Bundle, hooks: MatcherHooks, network: str, target: Target, freeze: Mapping[str, int], folder: Path
+    bundle: Bundle,
+    hooks: MatcherHooks,
+    network: str,
+    target: Target,
+    freeze: Mapping[str, int],
+    folder: Path,
+    more_rules: Sequence[PrecisionRule] = (),
 ) -> Prepared:
     """Prepare `network` for `target` into `folder`; findings that refuse the build are returned too, not raised.
+
+    `more_rules` say what stays in float32 besides what the matcher's own rules do.
 
     Raises `EnvironmentLackError` where the onnx package is missing, `ExportError` naming the pass that failed.
     """
@@ -55,7 +63,7 @@ def prepare_network(
         model = onnx.load(str(bundle.graph(network)))
     except Exception as error:  # protobuf and onnx raise classes of their own
         raise BundleError(f"network {network!r} cannot be read: {error}") from error
-    rules = [r for r in hooks.precision_rules(target) if r.networks is None or network in r.networks]
+    rules = [r for r in hooks.precision_rules(target) if r.networks is None or network in r.networks] + [*more_rules]
     passes = [*hooks.graph_passes(target, Stage.PREPARE, network)]
     if target.backend.startswith("tensorrt"):
         passes.append(WRITE_SLICE_STEPS)

@@ -71,7 +71,11 @@ def axis_ranges(
         if not names:
             fixed = {t.shape[0] for n in manifest.networks for t in n.inputs if t.shape}
             if fixed != {batch.min} or not batch.fixed:
-                raise UsageError(f"the bundle's batch is fixed to {sorted(map(str, fixed))}", hint="leave --batch out")
+                again = f", or convert again with --set pairs={batch.max}" if "pairs" in manifest.settings else ""
+                raise UsageError(
+                    f"the bundle's batch is fixed to {', '.join(sorted(map(str, fixed)))}",
+                    hint=f"leave --batch out{again}",
+                )
         chosen = {**dict.fromkeys(names, batch), **chosen}
     for name, wanted in chosen.items():
         _check(manifest, name, wanted)

@@ -15,7 +15,10 @@ Tensors = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """How one tensor differs: `max_abs` and `mean_abs` over the elements compared, and the share beyond the tolerance."""
+    """How one tensor differs: `max_abs` and `mean_abs` over the elements compared, and the share beyond the tolerance.
+
+    `relative` is the root mean square of the difference over that of the reference; `integral` tells tensors of whole numbers.
+    """
 
     network: str
     tensor: str
@@ -24,6 +27,8 @@ class TensorDifference:
     mean_abs: float
     outliers: float
     allowed_outliers: float
+    relative: float = 0.0
+    integral: bool = False
 
     @property
     def passed(self) -> bool:
@@ -72,6 +77,27 @@ def _difference(
         mean_abs=float(gap.mean()) if gap.size else 0.0,
         outliers=unpaired + (1 - unpaired) * share,
         allowed_outliers=tolerance.outliers,
+        relative=relative_error(a, b),
+        integral=a.dtype.kind in "biu",
+    )
+
+
+def relative_error(reference: np.ndarray, other: np.ndarray) -> float:
+    """Root mean square of the difference over that of the reference, over the elements that are finite in both.
+
+    Infinite where the shapes or the places of non-finite elements differ, or the reference is all zero and the other is not.
+    """
+    if reference.shape != other.shape:
+        return float("inf")
+    x, y = reference.astype(np.float64), other.astype(np.float64)
+    usable = np.isfinite(x)
+    if not np.array_equal(usable, np.isfinite(y)):
+        return float("inf")
+    gap = float(np.square(x[usable] - y[usable]).sum())
+    return (
+        float(np.sqrt(gap / scale))
+        if (scale := float(np.square(x[usable]).sum()))
+        else (0.0 if gap == 0 else float("inf"))
     )
 
 

@@ -111,6 +111,7 @@ def run_convert(request: ConvertRequest, plugins: Plugins, progress: Progress | 
     _check_output(request.output, request.replace)
     with clock("weights"):
         network, loaded, settings = _network(hooks, plugins, variant, request, progress)
+    variant = variant.wired(settings)
     target = Target(opset=request.opset)
     with atomic_folder(request.output, replace=request.replace) as folder, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -69,11 +69,16 @@ class Checkpoints:
         return self.files[PRIMARY]
 
 
-def read_weights(hooks: MatcherHooks, variant: Variant, files: Mapping[str, Path]) -> Checkpoints:
-    """Read `files` (role to path; "" is the main file), completed by files that are at hand. Raises `WeightsError`."""
+def read_weights(
+    hooks: MatcherHooks, variant: Variant, files: Mapping[str, Path], *, complete: bool = True
+) -> Checkpoints:
+    """Read `files` (role to path; "" is the main file), completed by files that are at hand unless `complete` is False.
+
+    Raises `WeightsError`.
+    """
     spec = hooks.matcher
     _check_roles(spec, variant, files)
-    paths = find_weights(spec, variant, files)
+    paths = find_weights(spec, variant, files) if complete else {role: files[role] for role in sorted(files)}
     checkpoints = {PRIMARY if role == "" else role: read_checkpoint(path) for role, path in paths.items()}
     main = checkpoints[PRIMARY]
     try:
@@ -121,8 +126,12 @@ def _require_second_files(spec: MatcherSpec, variant: Variant, report: WeightRep
     roles = [next((role for role, p in absent.items() if p.fullmatch(entry.name)), "") for entry in missing]
     if not roles or wrong or "" in roles:
         return
-    files = {file.role: file.filename for file in variant.weights}
-    options = " and ".join(f"--weights-{role} FILE ({files.get(role, role)})" for role in dict.fromkeys(roles))
+    files = {file.role: file for file in variant.weights}
+    options = " and ".join(
+        f"--weights-{role} FILE ({files[role].filename if role in files else role})"
+        + (f" or --weights-{role} timm (downloads {files[role].timm})" if role in files and files[role].timm else "")
+        for role in dict.fromkeys(roles)
+    )
     raise WeightsError(
         f"the file holds no {' and no '.join(dict.fromkeys(roles))} ({len(missing)} tensors), and none is at hand",
         hint=f"add {options}, or download all with `matchrt fetch {spec.id}:{variant.name}`",

@@ -8,6 +8,8 @@ GPU does whose matrix units accumulate in float32. Not emulated: overflow beyond
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -63,15 +65,42 @@ def emulate_half(model: ModelProto) -> ModelProto:
     return changed
 
 
+def emulate_tf32(model: ModelProto, op_types: Collection[str] = ("MatMul", "Gemm", "Conv")) -> ModelProto:
+    """A copy of a float32 graph whose products take operands of 11 significant bits, as TF32 matrix units do; sums stay in float32."""
+    changed = copy_model(model)
+    graph = changed.graph
+    graph.initializer.append(numpy_helper.from_array(np.array(SPLIT, np.float32), "tf32_split"))
+    nodes: list[NodeProto] = []
+    made: set[str] = set()
+    for node in graph.node:
+        if node.op_type in op_types:
+            for i, name in enumerate(node.input[:2]):
+                if name not in made:
+                    made.add(name)
+                    nodes += _split(name, f"{name}/tf32", "tf32_split", f"{node.name}_tf32_{i}")
+                node.input[i] = f"{name}/tf32"
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.checker.check_model(changed)
+    return changed
+
+
+def _split(source: str, target: str, constant: str, name: str) -> list[NodeProto]:
+    """Nodes that round `source` to 11 significant bits into `target`; `name` begins their names."""
+    scaled, low = f"{target}/scaled", f"{target}/low"
+    return [
+        helper.make_node("Mul", [source, constant], [scaled], name=f"{name}_scaled"),
+        helper.make_node("Sub", [scaled, source], [low], name=f"{name}_low"),
+        helper.make_node("Sub", [scaled, low], [target], name=f"{name}_rounded"),
+    ]
+
+
 def _rounding(node: NodeProto, name: str) -> list[NodeProto]:
     """Rename the output of `node` and put the rounded one in its place."""
-    exact, scaled, low = (f"{name}/{part}" for part in ("exact", "scaled", "low"))
+    exact = f"{name}/exact"
     node.output[list(node.output).index(name)] = exact
-    return [
-        helper.make_node("Mul", [exact, "half_split"], [scaled], name=scaled),
-        helper.make_node("Sub", [scaled, exact], [low], name=low),
-        helper.make_node("Sub", [scaled, low], [name], name=f"{name}/rounded"),
-    ]
+    return _split(exact, name, "half_split", f"{node.name}_half_{list(node.output).index(exact)}")
 
 
 def _widen(graph: onnx.GraphProto) -> None:

@@ -23,7 +23,13 @@ from matchrt.graph.versions import in_range, version_tuple
 from matchrt.model import Target
 
 Severity = Literal["error", "warning", "note"]
-_DEFAULTS: dict[str, Any] = {"sorted": 1, "antialias": 0, "keep_aspect_ratio_policy": "stretch", "reduction": "none"}
+_DEFAULTS: dict[str, Any] = {
+    "sorted": 1,
+    "antialias": 0,
+    "keep_aspect_ratio_policy": "stretch",
+    "reduction": "none",
+    "start": 0,
+}
 _UNTYPED = (TensorProto.UINT16, TensorProto.UINT32, TensorProto.UINT64, TensorProto.STRING, TensorProto.COMPLEX64,
             TensorProto.COMPLEX128)  # fmt: skip
 

@@ -13,8 +13,9 @@ from matchrt.graph.edit import copy_model
 from matchrt.graph.precision import PrecisionRecord, decide, name_nodes, to_half
 from matchrt.model import PrecisionRule
 
-Measure = Callable[[onnx.ModelProto], float]
-"""A figure for a graph, smaller is better: for example the mean distance in pixels to the float32 matches. NaN counts as failed."""
+Measure = Callable[[onnx.ModelProto, tuple[PrecisionRule, ...]], float]
+"""A figure for a graph, which `to_half` made by these rules; smaller is better: for example the mean distance in pixels to the float32
+matches. NaN counts as failed."""
 
 MOST_BLOCKS = 16
 
@@ -129,8 +130,9 @@ class _Search:
         key = tuple(sorted(blocks))
         if key not in self.trials:
             self.left -= 1
-            half, record = to_half(self.model, self.rules_for(key), network=self.network)
-            figure = float(self.measure(half))
+            rules = self.rules_for(key)
+            half, record = to_half(self.model, rules, network=self.network)
+            figure = float(self.measure(half, rules))
             self.trials[key] = Trial(key, len(record.kept), figure, figure <= self.limit)
         return self.trials[key]
 

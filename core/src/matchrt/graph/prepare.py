@@ -19,6 +19,7 @@ from matchrt.graph.passes import run_passes
 from matchrt.graph.precision import PrecisionRecord, decide, name_nodes, to_half
 from matchrt.graph.types import refresh_value_info
 from matchrt.graph.versions import version_tuple
+from matchrt.graph.whole_shapes import WHOLE_SHAPES
 from matchrt.model import GraphPass, PrecisionRule, Stage, Target
 
 PRECISIONS = ("fp32", "fp16")
@@ -93,5 +94,5 @@ def target_passes(model: onnx.ModelProto, target: Target, extra: Sequence[GraphP
     if target.backend == "tensorrt" and version and version < (8, 6):
         norm = [DECOMPOSE_LAYER_NORM]
     integers = [TO_INT32] if target.backend in ("tensorrt", "tensorrt_rtx") else []
-    older = [TO_OPSET_17] if constrains_layers(target) and version < (9,) else []
+    older = [TO_OPSET_17, WHOLE_SHAPES] if constrains_layers(target) and version < (9,) else []
     return [FOLD, *norm, FAST_ATTENTION, *extra, *integers, *([FOLD] if extra or integers else []), *older]

@@ -28,18 +28,18 @@ class MatcherHooks:
 
     def __init__(self, plugins: Plugins, matcher: MatcherSpec) -> None:
         self.matcher = matcher
-        self._plugins = plugins
+        self.plugins = plugins
         owner = plugins.owner(matcher)
         self._others = [p.module for p in plugins.loaded if p.matchers and p is not owner]
 
     def sources(self) -> list[Path]:
         """Packages (folders) or single modules (files) of the plugins that answer for this matcher, core's own excepted."""
-        modules = [p.module for p in self._plugins.loaded if p.module not in self._others]
+        modules = [p.module for p in self.plugins.loaded if p.module not in self._others]
         outside = [m for m in modules if m.__file__ and m.__name__ != "matchrt.builtin"]
         return sorted({Path(str(m.__file__)).parent if m.__package__ else Path(str(m.__file__)) for m in outside})
 
     def _call(self, hook: str, **arguments: Any) -> Any:
-        caller = self._plugins.pluggy.subset_hook_caller(hook, self._others)
+        caller = self.plugins.pluggy.subset_hook_caller(hook, self._others)
         try:
             return caller(matcher=self.matcher, **arguments)
         except MatchrtError:
@@ -57,7 +57,7 @@ class MatcherHooks:
         while trace is not None:
             names.append(str(trace.tb_frame.f_globals.get("__name__", "")))
             trace = trace.tb_next
-        for plugin in self._plugins.loaded:
+        for plugin in self.plugins.loaded:
             package = plugin.module.__name__.rpartition(".")[0] or plugin.module.__name__
             if package != "matchrt" and any(n == package or n.startswith(package + ".") for n in names):
                 return f"{plugin.found.name} ({plugin.found.distribution} {plugin.found.version})"
@@ -66,7 +66,7 @@ class MatcherHooks:
     def _first(self, hook: str, **arguments: Any) -> Any:
         answer = self._call(hook, **arguments)
         if answer is None:
-            owner = self._plugins.owner(self.matcher).found
+            owner = self.plugins.owner(self.matcher).found
             raise PluginError(f"no plugin answers hook {hook} for matcher {self.matcher.id!r} (owner: {owner.name})")
         return answer
 

@@ -1,4 +1,5 @@
-"""Open the engines of a bundle: its own graphs where the backend runs them, else engines from the cache, built if need be."""
+"""Open the engines of a bundle: as the backend opens bundles, its own graphs where the backend runs them, else engines from the cache,
+built if need be."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from matchrt.backends import Backend, BackendSpec, Engine
 from matchrt.bundle import Bundle
 from matchrt.errors import EnvironmentLackError, UsageError
 from matchrt.plugins import MatcherHooks
-from matchrt.progress import Progress
+from matchrt.progress import Progress, Silent, stage
 
 if TYPE_CHECKING:
     from matchrt.engines.cache import Entry
@@ -32,6 +33,9 @@ def open_engines(
     backend: Any = spec.create()
     options = dict(options)
     trust = tuple(options.pop("trust", ()))
+    if hasattr(backend, "open_bundle"):
+        engines: dict[str, Engine] = backend.open_bundle(bundle, hooks, precision, options)
+        return engines
     if precision in getattr(backend, "runs_as_is", frozenset({"fp32"})):
         return _open_graphs(bundle, backend, options)
     if not hasattr(backend, "build"):
@@ -83,5 +87,6 @@ def _open_built(
                     "run `matchrt build` again with the same options: it puts this engine aside and builds a new one"
                 )
                 raise type(error)(error.message, hint=f"{again}; {error.hint}" if error.hint else again) from None
-    made = build_engines(bundle, hooks, backend, request, cache, progress)
+    with stage(progress or Silent(), f"build engines for {backend.name} {precision}"):
+        made = build_engines(bundle, hooks, backend, request, cache, progress)
     return load({b.plan.network: b.entry for b in made})

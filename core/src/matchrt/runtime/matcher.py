@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import islice, pairwise
 from types import TracebackType
 from typing import Any
 
@@ -19,8 +19,11 @@ from matchrt.matches import Matches
 from matchrt.model import Settings
 from matchrt.plugins.dispatch import MatcherHooks
 from matchrt.progress import Progress
+from matchrt.runtime.batches import batch_limits, batches, joined
 from matchrt.runtime.engines import open_engines
-from matchrt.runtime.steps import Tensors, run_steps, split_batch, stack_batch
+from matchrt.runtime.prepared import Prepared
+from matchrt.runtime.steps import Tensors, run_steps, split_batch
+from matchrt.runtime.stream import Jobs, stream
 from matchrt.settings import resolve
 
 
@@ -45,11 +48,13 @@ class Matcher:
         self.backend = backend.name
         self.precision = precision
         self._hooks = hooks
-        self._settings = _resolve(hooks, bundle, dict(settings or {}))
+        self._settings = settings_of(hooks, bundle, dict(settings or {}))
         self._engines: dict[str, Engine] = open_engines(
             bundle, hooks, backend, precision, dict(options or {}), progress
         )
         self._local = threading.local()
+        self._lanes: dict[int, ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -74,21 +79,48 @@ class Matcher:
         return self._match([(image0, image1)], settings)[0]
 
     def match_many(
-        self, pairs: Iterable[tuple[Any, Any]], batch_size: int = 1, **settings: object
+        self,
+        pairs: Iterable[tuple[Any, Any]],
+        batch_size: int = 1,
+        *,
+        workers: int = 0,
+        prefetch: int | None = None,
+        lanes: int = 1,
+        **settings: object,
     ) -> Iterator[Matches]:
-        """Matches of each pair, in order. Pairs whose tensors have equal shapes run `batch_size` at a time.
+        """Matches of each pair, in order. Neighbours whose tensors have equal shapes run `batch_size` at a time, or as many as
+        the bundle's axis and its engines take if that is less.
 
-        A pair that fails raises when its turn comes.
+        With `workers` threads, later pairs are read and preprocessed while earlier ones run, at most `prefetch` pairs ahead of the one
+        that is handed out (None: enough to keep all busy); results are made ready in the same threads. `lanes` batches run at a time,
+        each with sessions and memory of its own: with two, one copies while the other computes.
+        A pair that fails raises when its turn comes, after the matches of those before it. Raises `UsageError` for counts out of range.
         """
         if batch_size < 1:
             raise UsageError(f"batch_size must be at least 1, got {batch_size}")
-        iterator = iter(pairs)
-        while chunk := list(islice(iterator, batch_size)):
-            yield from self._match(chunk, settings)
+        if workers < 0 or lanes < 1 or (prefetch is not None and prefetch < batch_size):
+            raise UsageError(
+                f"workers must not be negative, lanes at least 1 and prefetch at least batch_size ({batch_size}); "
+                f"got {workers}, {lanes} and {prefetch}"
+            )
+        chosen = self._chosen(settings)
+        if workers == 0:
+            return self._one_by_one(pairs, batch_size, chosen)
+        ahead = prefetch or 2 * max(workers, lanes * batch_size) + batch_size
+        jobs = Jobs(
+            prepare=lambda pair: self._prepare(pair, chosen),
+            run=self._run_prepared,
+            finish=lambda ready: self._finish(ready, chosen),
+        )
+        return stream(pairs, jobs, self._lane_pool(lanes), batch_size=batch_size, workers=workers, ahead=ahead)
 
     def close(self) -> None:
         """Free the engines. Later calls raise `BackendError`."""
         self._closed = True
+        with self._lock:
+            lanes, self._lanes = self._lanes, {}
+        for pool in lanes.values():
+            pool.shutdown(cancel_futures=True)
         for engine in self._engines.values():
             engine.close()
 
@@ -114,44 +146,100 @@ class Matcher:
         tensors, geometry = self._hooks.preprocess((image0, image1), settings)
         return dict(tensors), geometry
 
-    def _match(self, pairs: Sequence[tuple[Any, Any]], overrides: Mapping[str, object]) -> list[Matches]:
-        settings = _resolve(self._hooks, self.bundle, overrides, self._settings) if overrides else self._settings
-        clock = [time.perf_counter()]
-        images = [(read_image(a), read_image(b)) for a, b in pairs]
-        clock.append(time.perf_counter())
-        prepared = [self.preprocess(a, b, settings) for a, b in images]
-        clock.append(time.perf_counter())
-        tensors = self._run([t for t, _ in prepared])
-        clock.append(time.perf_counter())
-        results = [
-            self._hooks.postprocess(t, geometry, settings) for t, (_, geometry) in zip(tensors, prepared, strict=True)
-        ]
-        clock.append(time.perf_counter())
-        spans = [(b - a) / len(pairs) for a, b in pairwise(clock)]
-        seconds = dict(zip(("read", "preprocess", "run", "postprocess"), spans, strict=True))
-        return [self._finish(r, pair, seconds) for r, pair in zip(results, images, strict=True)]
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the tensors that `postprocess` reads; empty if it does not say."""
+        return tuple(self._hooks.matcher.outputs)
 
-    def _finish(self, matches: Matches, images: tuple[Image, Image], seconds: Mapping[str, float]) -> Matches:
+    def prepare(self, image0: Any, image1: Any) -> Prepared:
+        """Read and preprocess one pair: the first part of a call, for those who run the rest themselves."""
+        return self._prepare((image0, image1), self._settings)
+
+    def finish(self, prepared: Sequence[Prepared], outputs: Tensors) -> list[Matches]:
+        """Matches of a batch, from the tensors that its steps made: the last part of a call."""
+        rows = [outputs] if len(prepared) == 1 else split_batch(outputs, len(prepared))
+        return [self._finish(replace(p, tensors=t), self._settings) for p, t in zip(prepared, rows, strict=True)]
+
+    def _match(self, pairs: Sequence[tuple[Any, Any]], overrides: Mapping[str, object]) -> list[Matches]:
+        settings = self._chosen(overrides)
+        return [self._finish(r, settings) for r in self._run_prepared([self._prepare(p, settings) for p in pairs])]
+
+    def _one_by_one(self, pairs: Iterable[tuple[Any, Any]], batch_size: int, settings: Settings) -> Iterator[Matches]:
+        failed: Exception | None = None
+        iterator = iter(pairs)
+        while failed is None:
+            prepared: list[Prepared] = []
+            while len(prepared) < batch_size and failed is None:
+                try:
+                    pair = next(iterator, None)
+                    if pair is None:
+                        break
+                    prepared.append(self._prepare(pair, settings))
+                except Exception as error:
+                    failed = error
+            if not prepared:
+                break
+            for ready in self._run_prepared(prepared):
+                yield self._finish(ready, settings)
+        if failed is not None:
+            raise failed
+
+    def _chosen(self, overrides: Mapping[str, object]) -> Settings:
+        return settings_of(self._hooks, self.bundle, overrides, self._settings) if overrides else self._settings
+
+    def _prepare(self, pair: tuple[Any, Any], settings: Settings) -> Prepared:
+        """Read and preprocess one pair."""
+        begin = time.perf_counter()
+        image0, image1 = read_image(pair[0]), read_image(pair[1])
+        read = time.perf_counter()
+        tensors, geometry = self.preprocess(image0, image1, settings)
+        seconds = {"read": read - begin, "preprocess": time.perf_counter() - read}
+        return Prepared((image0, image1), tensors, geometry, seconds)
+
+    def _run_prepared(self, prepared: list[Prepared]) -> list[Prepared]:
+        """The same pairs with the tensors that `postprocess` reads."""
+        begin = time.perf_counter()
+        tensors = self._run([p.tensors for p in prepared])
+        seconds = (time.perf_counter() - begin) / len(prepared)
+        return [
+            replace(p, tensors=t, seconds={**p.seconds, "run": seconds}) for p, t in zip(prepared, tensors, strict=True)
+        ]
+
+    def _finish(self, ready: Prepared, settings: Settings) -> Matches:
+        begin = time.perf_counter()
+        matches = self._hooks.postprocess(ready.tensors, ready.geometry, settings)
         return replace(
             matches,
             matcher=self.name,
             backend=self.backend,
             precision=self.precision,
             random_weights=self.manifest.random_weights,
-            seconds=seconds,
-            images=images,
+            seconds={**ready.seconds, "postprocess": time.perf_counter() - begin},
+            images=ready.images,
         )
 
+    def _lane_pool(self, lanes: int) -> ThreadPoolExecutor:
+        """Threads that live as long as this matcher, because their sessions do."""
+        with self._lock:
+            if lanes not in self._lanes:
+                self._lanes[lanes] = ThreadPoolExecutor(lanes, thread_name_prefix="matchrt-lane")
+            return self._lanes[lanes]
+
     def _run(self, pairs: list[Tensors]) -> list[Tensors]:
-        """Run the steps for every pair: together where all shapes agree and the graphs take a batch, else one by one."""
-        sessions = self.sessions()
-        batch = stack_batch(pairs, self.manifest) if len(pairs) > 1 else None
-        if batch is None:
-            return [run_steps(self.manifest, sessions, p, self._hooks.matcher.outputs) for p in pairs]
-        return split_batch(run_steps(self.manifest, sessions, batch, self._hooks.matcher.outputs), len(pairs))
+        """Run the steps for every pair: neighbours of equal shapes together, as many at once as bundle and engines take."""
+        sessions, wanted = self.sessions(), self.outputs
+        fewest, most = batch_limits(self.manifest, sessions)
+        results: list[Tensors] = []
+        for batch in batches(pairs, most):
+            if len(batch) == fewest == 1:
+                results.append(run_steps(self.manifest, sessions, batch[0], wanted))
+            else:
+                tensors = run_steps(self.manifest, sessions, joined(batch, fewest), wanted)
+                results += split_batch(tensors, len(batch))
+        return results
 
 
-def _resolve(
+def settings_of(
     hooks: MatcherHooks, bundle: Bundle, overrides: Mapping[str, object], base: Settings | None = None
 ) -> Settings:
     """The bundle's settings with `overrides` of match settings. Raises `UsageError` for a setting that is baked in."""

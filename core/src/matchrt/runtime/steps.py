@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TypeGuard
 
 import numpy as np
@@ -24,13 +24,42 @@ def run_steps(
     Sessions that can leave their outputs on the device do: such a tensor is copied to the host only if it is named in `wanted`
     (empty: all of them), or if a later step's session takes numpy arrays only. The others are left out of the answer.
     """
+    return fetch(manifest, run_chain(manifest, sessions, tensors, wanted), wanted)
+
+
+def run_chain(
+    manifest: BundleManifest,
+    sessions: Mapping[str, Session],
+    tensors: Mapping[str, Array],
+    wanted: Collection[str] = (),
+    after: Callable[[str], None] | None = None,
+) -> dict[str, Array]:
+    """As `run_steps`, but what is on the device stays there, and its work may not be done yet.
+
+    A tensor on the device that is neither in `wanted` nor read by a later step is let go at once. `after` is called with the
+    network's name when a step's work has been given to the device.
+    """
     space: dict[str, Array] = dict(tensors)
-    for step in manifest.steps:
+    for position, step in enumerate(manifest.steps):
         contract = manifest.network(step.network)
         inputs = {name: _take(space, source, step.network) for name, source in step.inputs.items()}
         check_inputs(contract, manifest, inputs)
         outputs = _run(sessions[step.network], inputs)
         space.update({target: outputs[name] for name, target in step.outputs.items()})
+        if after is not None:
+            after(step.network)
+        if wanted:
+            needed = {
+                *wanted,
+                *(source for later in manifest.steps[position + 1 :] for source in later.inputs.values()),
+            }
+            del inputs, outputs
+            space = {n: v for n, v in space.items() if _is_host(v) or n in needed}
+    return space
+
+
+def fetch(manifest: BundleManifest, space: Mapping[str, Array], wanted: Collection[str] = ()) -> Tensors:
+    """Host arrays of `space`: those on the host already, and of those on the device the ones in `wanted` (empty: all)."""
     contracts = {
         target: spec
         for step in manifest.steps
@@ -38,6 +67,16 @@ def run_steps(
         if (target := step.outputs.get(spec.name)) is not None
     }
     return {n: _as_contract(v, contracts.get(n)) for n, v in space.items() if _is_host(v) or not wanted or n in wanted}
+
+
+def run_network(
+    manifest: BundleManifest, sessions: Mapping[str, Session], network: str, inputs: Mapping[str, np.ndarray]
+) -> Tensors:
+    """Outputs of one network on the host, in arrays of their own and in the contract's types. Raises `BackendError`."""
+    contract = manifest.network(network)
+    check_inputs(contract, manifest, inputs)
+    outputs = sessions[network].run(dict(inputs))
+    return {t.name: np.array(_as_contract(outputs[t.name], t)) for t in contract.outputs}
 
 
 def _run(session: Session, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -98,17 +137,6 @@ def _has_type(array: Array, spec: TensorContract) -> bool:
 
 def _describe(spec: TensorContract) -> str:
     return f"{spec.dtype}[{', '.join(map(str, spec.shape))}]"
-
-
-def stack_batch(pairs: list[Tensors], manifest: BundleManifest) -> Tensors | None:
-    """The pairs joined along their leading axis; None where shapes differ or a graph has a fixed batch."""
-    first = pairs[0]
-    for pair in pairs[1:]:
-        if {n: v.shape for n, v in pair.items()} != {n: v.shape for n, v in first.items()}:
-            return None
-    if any(isinstance(t.shape[0], int) for n in manifest.networks for t in n.inputs if t.shape):
-        return None
-    return {name: np.concatenate([p[name] for p in pairs]) for name in first}
 
 
 def split_batch(tensors: Tensors, count: int) -> list[Tensors]:

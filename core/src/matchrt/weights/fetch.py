@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -118,6 +118,40 @@ def fetch(
         raise _disk_error(destination, error) from error
 
 
+def keep(origin: str, destination: Path, write: Callable[[Path], None]) -> Fetched:
+    """Make `destination` what `write(path)` writes, unless it is there: under the lock, recorded and held to its sha256 as `fetch` does.
+
+    `origin` names the source. Raises `DownloadError`, and whatever `write` raises; then nothing is left.
+    """
+    part = _beside(destination, ".part")
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        with exclusive(_beside(destination, ".lock")):
+            if destination.exists():
+                return _check_present(origin, destination, Wanted(None, None))
+            recorded = _recorded_sha256(destination)
+            try:
+                write(part)
+                found = file_sha256(part)
+                if recorded not in (None, found):
+                    raise _wrong_content(origin, destination, str(recorded), found, pinned=False)
+                return _finish(origin, part, destination, found, known=recorded is not None)
+            finally:
+                _discard(part)
+    except OSError as error:
+        raise _disk_error(destination, error) from error
+
+
+def _finish(origin: str, part: Path, destination: Path, sha256: str, *, known: bool) -> Fetched:
+    """Record the sha256 if it is not `known`, and give the checked `part` its final name."""
+    size = part.stat().st_size
+    if not known:
+        _write_record(origin, destination, sha256)
+    os.replace(part, destination)
+    _sync_folder(destination.parent)
+    return Fetched(destination, sha256, size, "recorded" if known else "first", downloaded=True)
+
+
 def _beside(destination: Path, suffix: str) -> Path:
     return destination.with_name(f".{destination.name}{suffix}")
 
@@ -176,13 +210,9 @@ def _download(url: str, destination: Path, wanted: Wanted, progress: Progress | 
     if expected.sha256 not in (None, found):
         _discard(part)
         raise _wrong_content(url, destination, str(expected.sha256), found, pinned=wanted.sha256 is not None)
-    size = part.stat().st_size
-    if wanted.sha256 is None and recorded is None:
-        _write_record(url, destination, found)
-    os.replace(part, destination)
-    _sync_folder(destination.parent)
+    fetched = _finish(url, part, destination, found, known=bool(wanted.sha256 or recorded))
     _discard(part)
-    return Fetched(destination, found, size, "pinned" if wanted.sha256 else "recorded" if recorded else "first", True)
+    return replace(fetched, trust="pinned") if wanted.sha256 else fetched
 
 
 def _transfer_with_retries(request: Request) -> bool:

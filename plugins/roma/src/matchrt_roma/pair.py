@@ -19,12 +19,10 @@ from matchrt_roma.settings import RomaSettings
 def preprocess_pair(
     matcher: MatcherSpec, images: tuple[Image, Image], settings: Settings
 ) -> tuple[dict[str, np.ndarray], tuple[ImageGeometry, ImageGeometry]]:
-    """Tensors `images` and `images_high`, and the geometry of both images.
-
-    `images_high` is made for every variant; those without an upsampling pass leave it unread.
-    """
-    size, high = settings.size("size"), settings.size("upsample_size")
+    """Tensors `images` and, where there is an upsampling pass, `images_high`; and the geometry of both images."""
+    size = settings.size("size")
     assert size is not None
+    high = settings.size("upsample_size") if settings.flag("upsample") else None
     sizes = RomaSettings(recipe=recipe_of(matcher), size=size, upsample_size=high)
     tensors = preprocess(images[0].pixels, images[1].pixels, sizes, parity=settings.flag("parity"))
     geometry = [

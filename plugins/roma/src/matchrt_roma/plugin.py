@@ -64,7 +64,7 @@ def onnx_patches(target: Target) -> Sequence[Patch]:
 
 @hookimpl
 def example_inputs(matcher: MatcherSpec, variant: Variant, settings: Settings) -> Mapping[str, ExampleInputs]:
-    """One pair of seeded inputs for every part; all sizes are fixed."""
+    """Seeded inputs for every part; sizes are fixed, the number of pairs if the setting `pairs` is 1."""
     from matchrt_roma.build import examples
 
     return examples(matcher, variant, settings)

@@ -26,6 +26,8 @@ ARITHMETIC = (
 )
 """Operators that round. Those that only move values take the type they are given."""
 
+_REFINING = ("coarse", "coarse_final", "refine", "refine_final", "upsample")
+
 RULES = (
     PrecisionRule(
         pattern=r"^process[./]",
@@ -36,7 +38,7 @@ RULES = (
         pattern=r"^/",
         op_types=ARITHMETIC,
         reason="read-out and finish: anchors, warp and certainty, of which half resolves only 0.2 px",
-        networks=("gp_readout", "coarse", "coarse_final", "refine", "upsample"),
+        networks=("gp_readout", *_REFINING),
     ),
     PrecisionRule(
         pattern=r"^decoder\.to_out[./]",
@@ -47,17 +49,17 @@ RULES = (
         pattern=r"^stages?(16|8|\.\d+)/",
         op_types=ARITHMETIC,
         reason="flow and certainty: small steps are added to coordinates in -1 to 1, of which half resolves only 0.2 px",
-        networks=("coarse", "coarse_final", "refine", "upsample"),
+        networks=_REFINING,
     ),
     PrecisionRule(
         pattern=r"\.refiner/",
         op_types=("Add",),
         reason="window of the local correlation: places one pixel apart",
-        networks=("coarse", "coarse_final", "refine", "upsample"),
+        networks=_REFINING,
     ),
     PrecisionRule(
         pattern=r"\.refiner\.out_conv[./]",
         reason="refiner output: a step of the flow, in float32 upstream too",
-        networks=("coarse", "coarse_final", "refine", "upsample"),
+        networks=_REFINING,
     ),
 )

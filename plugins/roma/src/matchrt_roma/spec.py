@@ -82,6 +82,12 @@ NETWORKS = (
         "refiners 4, 2, 1 of the coarse pass",
     ),
     _network(
+        "refine_final",
+        ("flow8", "certainty8", "f4", "f2", "f1", "certainty16"),
+        ("warp", "certainty"),
+        "refiners 4, 2, 1 of the coarse pass, finished",
+    ),
+    _network(
         "upsample",
         ("images_high", "flow", "certainty_low", "certainty16"),
         ("warp", "certainty"),
@@ -103,6 +109,7 @@ def _steps(*names: str) -> tuple[Step, ...]:
 
 
 FULL = _steps("vit", "pyramid", "gp", "coarse", "refine", "upsample")
+WITHOUT_UPSAMPLING = _steps("vit", "pyramid", "gp", "coarse", "refine_final")
 
 SETTINGS = (
     Setting(
@@ -126,11 +133,27 @@ SETTINGS = (
         help="size HxW of the upsampling pass (variant full), multiples of 8",
     ),
     Setting(
+        name="upsample",
+        kind="bool",
+        default=True,
+        stage="convert",
+        help="refine again at upsample_size (variant full); false: the warp has the coarse pass's size",
+    ),
+    Setting(
         name="symmetric",
         kind="bool",
         default=True,
         stage="convert",
         help="also match from image 1 to image 0, in the same run",
+    ),
+    Setting(
+        name="pairs",
+        kind="int",
+        default=1,
+        minimum=1,
+        maximum=64,
+        stage="convert",
+        help="most pairs that one run takes; 1 fixes the batch",
     ),
     Setting(
         name="leaf",
@@ -199,6 +222,7 @@ _DINOV2 = WeightsFile(
     format="torch",
     licence="Apache-2.0",
     free_licence=True,
+    timm="vit_large_patch14_dinov2.lvd142m",
     note="A RoMa checkpoint (603 keys) holds no DINOv2 key: its ViT is frozen and comes from DINOv2's own file, 343 keys, of which "
     "mask_token is never read. The timm copy has the other 342, so a report of 342 of 603 counts another file's keys and none of "
     "this one's; one of 60 of 295 counts 55 match-decoder tensors that only look like DINOv2's first blocks, and 5 of timm's.",
@@ -208,17 +232,24 @@ _DINOV2 = WeightsFile(
 def _variants(checkpoint: WeightsFile) -> tuple[Variant, ...]:
     weights = (checkpoint, _DINOV2)
     return (
-        Variant(name="full", description="all scales and the upsampling pass", weights=weights),
+        Variant(
+            name="full",
+            description="all scales and the upsampling pass",
+            weights=weights,
+            without={"upsample": WITHOUT_UPSAMPLING},
+        ),
         Variant(
             name="coarse",
             description="up to stride 8, without upsampling: for tight budgets",
             weights=weights,
+            settings={"upsample": False},
             steps=_steps("vit", "pyramid8", "gp", "coarse_final"),
         ),
         Variant(
             name="encoder-gp",
             description="encoder and Gaussian process, read out without the learned decoder",
             weights=weights,
+            settings={"upsample": False},
             steps=_steps("vit", "gp_readout"),
         ),
     )

@@ -33,6 +33,7 @@ CAPABILITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "int64": ("DataType", "INT64"),
         "max-num-tactics": ("IBuilderConfig", "max_num_tactics"),
         "plugin-library": ("", "init_libnvinfer_plugins"),
+        "profile-sharing": ("PreviewFeature", "PROFILE_SHARING_0806"),
     }
 )
 """What differs between releases: a name of ours, and the class or enum and its member that must exist."""

@@ -14,6 +14,8 @@ from matchrt.errors import BackendError, EnvironmentLackError, UsageError
 from matchrt.progress import Progress
 
 _BAD = ("ERROR", "INTERNAL_ERROR")
+_HARMLESS = "model has been generated with INT64 weights"
+"""TensorRT 8 says so for every graph, since ONNX wants the shapes of Reshape in INT64; what does not fit is told by another warning."""
 _one_build = threading.Lock()
 """TensorRT has one logger for a process: builds take turns, so that each gets its own messages."""
 
@@ -55,6 +57,9 @@ def _build(api: TrtApi, job: BuildJob, monitor: Monitor) -> BuildOutput:
         notes = _precision(api, network, config, job)
         _profiles(builder, network, config, job, messages)
         _targets(api, config, job)
+        if api.has("profile-sharing") and not api.typed:
+            # Several contexts with one profile, which is the rule from 10 on: without it a second session has no profile in 8.6.
+            config.set_preview_feature(api.enum("PreviewFeature", "PROFILE_SHARING_0806"), True)
         cache = config.create_timing_cache(job.timing_cache)
         if cache is not None:
             config.set_timing_cache(cache, ignore_mismatch=False)
@@ -64,7 +69,7 @@ def _build(api: TrtApi, job: BuildJob, monitor: Monitor) -> BuildOutput:
         return BuildOutput(
             payload=memoryview(plan),
             io=io,
-            messages=tuple(m.text for m in messages if m.severity == "WARNING"),
+            messages=tuple(m.text for m in messages if m.severity == "WARNING" and _HARMLESS not in m.text),
             notes=notes,
             timing_cache=bytes(memoryview(cache.serialize())) if cache is not None else b"",
         )

@@ -11,7 +11,7 @@ import ctypes
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
+from ctypes import POINTER, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_ulonglong, c_void_p
 from typing import Any
 
 from matchrt.backends.cuda_probe import load_driver
@@ -42,6 +42,8 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuEventRecord": (_HANDLE, _HANDLE),
     "cuEventSynchronize": (_HANDLE,),
     "cuEventDestroy_v2": (_HANDLE,),
+    "cuEventElapsedTime": (POINTER(c_float), _HANDLE, _HANDLE),
+    "cuMemGetInfo_v2": (POINTER(c_size_t), POINTER(c_size_t)),
     "cuGraphInstantiateWithFlags": (_OUT, _HANDLE, c_ulonglong),
     "cuGraphLaunch": (_HANDLE, _HANDLE),
     "cuGraphExecDestroy": (_HANDLE,),
@@ -139,9 +141,21 @@ class Driver:
         """Wait until all work of `stream` is done."""
         self._call("cuStreamSynchronize", stream)
 
-    def event(self) -> int:
-        """A new event."""
-        return self._make("cuEventCreate", _NO_TIMING)
+    def event(self, timing: bool = False) -> int:
+        """A new event; with `timing` it can be asked by `elapsed`."""
+        return self._make("cuEventCreate", 0 if timing else _NO_TIMING)
+
+    def elapsed(self, begin: int, end: int) -> float:
+        """Seconds between two events that were made with `timing` and have passed."""
+        milliseconds = c_float()
+        self._call("cuEventElapsedTime", ctypes.byref(milliseconds), begin, end)
+        return milliseconds.value / 1e3
+
+    def memory_in_use(self) -> int:
+        """Bytes of the device's memory in use, by whatever process."""
+        free, total = c_size_t(), c_size_t()
+        self._call("cuMemGetInfo_v2", ctypes.byref(free), ctypes.byref(total))
+        return total.value - free.value
 
     def record(self, event: int, stream: int) -> None:
         """Let `event` stand for the work of `stream` so far."""

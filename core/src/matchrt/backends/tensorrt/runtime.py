@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from matchrt.backends.clock import Clock, DriverClock
 from matchrt.backends.tensorrt._api import TrtApi
 from matchrt.backends.tensorrt.arrays import DeviceTensor, is_device_array, view
 from matchrt.backends.tensorrt.builder import dtype_name
@@ -65,6 +66,13 @@ class TensorRtEngine:
             context = engine.create_execution_context()
             if context is None:
                 raise BackendError(f"no memory for another session of network {self.network!r}")
+            if context.active_optimization_profile < 0 and _is_dynamic(
+                engine
+            ):  # setting a shape would crash the process
+                raise BackendError(
+                    f"the engine of network {self.network!r} has no profile left for another session",
+                    hint="build it again with `matchrt build`: engines are made for several sessions since then",
+                )
             return TensorRtSession(self, context)
 
     def close(self) -> None:
@@ -142,7 +150,6 @@ class TensorRtSession:
     def __init__(self, owner: TensorRtEngine, context: Any) -> None:
         self.network = owner.network
         self.notes: list[str] = []
-        self._owner, self._context, self._cuda = owner, context, owner.cuda
         self._memory = choose_memory(owner.cuda, owner.options.get("memory"))
         self._tensors = _describe(owner.api, owner.handle)
         self._stages: dict[str, _Stage] = {}
@@ -154,11 +161,38 @@ class TensorRtSession:
         self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
         self._done = owner.cuda.event()
         self._last_stream = 0
+        # Last, because a session with a context has all that `close` frees.
+        self._owner, self._context, self._cuda = owner, context, owner.cuda
 
     @property
     def memory_provider(self) -> str:
         """Name of the provider of its memory."""
         return self._memory.name
+
+    def clock(self) -> Clock:
+        """For work on the calling thread's own stream."""
+        return DriverClock(self._cuda)
+
+    def to_device(self, array: np.ndarray) -> DeviceTensor:
+        """A copy of `array` on the device, in the order of the thread's own stream; done when this returns."""
+        with self._cuda.current():
+            stream = self._cuda.thread_stream()
+            block, pinned = self._pool.take(max(array.nbytes, 1)), self._memory.pinned(max(array.nbytes, 1))
+            try:
+                np.copyto(pinned.host()[: array.nbytes].view(array.dtype).reshape(array.shape), array)
+                self._cuda.to_device(block.pointer, pinned.pointer, array.nbytes, stream)
+                self._cuda.synchronize(stream)
+            finally:
+                pinned.free()
+            return DeviceTensor(self._cuda, block, array.shape, array.dtype, stream, self._give_back)
+
+    @property
+    def batch_bounds(self) -> dict[str, tuple[int, int]]:
+        """(fewest, most) of the leading axis that the engine was built for, by input."""
+        ends = {
+            t.name: (t.bounds[0], t.bounds[2]) if t.bounds else (t.shape, t.shape) for t in self._tensors if t.is_input
+        }
+        return {n: (low[0], high[0]) for n, (low, high) in ends.items() if low}
 
     def run(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, np.ndarray]:
         """Outputs as numpy arrays, finished. Raises `BackendError`."""
@@ -367,6 +401,11 @@ class TensorRtSession:
             self._use_graphs = False
             self.notes.append(f"runs without a CUDA graph: {error.message}")
             return None
+
+
+def _is_dynamic(engine: Any) -> bool:
+    names = (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
+    return any(-1 in tuple(engine.get_tensor_shape(n)) for n in names)
 
 
 def _describe(api: TrtApi, engine: Any) -> list[_Tensor]:

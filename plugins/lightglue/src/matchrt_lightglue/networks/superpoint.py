@@ -126,7 +126,7 @@ class SuperPoint(nn.Module):
         valid = scores > 0
         # Indices stay integers: a detour through float16 cannot hold them.
         width = dense.scores.shape[2]
-        index = torch.where(valid, index, torch.zeros_like(index)).to(torch.int32)
+        index = torch.where(valid, index, torch.zeros_like(index))
         row = index // width
         position = torch.stack((index - row * width, row), dim=-1).to(torch.float32)
 
@@ -137,7 +137,7 @@ class SuperPoint(nn.Module):
         return Keypoints(original * mask, scores, descriptors * mask, valid.to(torch.int32).sum(1, dtype=torch.int32))
 
     def _select(self, scores: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
-        """Best K of the suppressed map: scores (B, K) with 0 for none, indices (B, K) int64 into the flat map."""
+        """Best K of the suppressed map: scores (B, K) with 0 for none, indices (B, K) int32 into the flat map."""
         batch, height, width = scores.shape
         rows = torch.arange(height, dtype=torch.int32, device=scores.device).reshape(1, height, 1)
         columns = torch.arange(width, dtype=torch.int32, device=scores.device).reshape(1, 1, width)
@@ -147,12 +147,7 @@ class SuperPoint(nn.Module):
         rows_kept = (rows >= self.border) & (rows < valid_rows - self.border)
         columns_kept = (columns >= self.border) & (columns < valid_columns - self.border)
         keep = maxima & rows_kept & columns_kept & (scores > self.detection_threshold)
-        flat = torch.where(keep, scores, torch.zeros_like(scores)).reshape(batch, height * width)
-        if not isinstance(height * width, int) or height * width < self.max_keypoints:
-            # An image may hold fewer than K pixels: K zeros more give TopK enough to choose from.
-            flat = F.pad(flat, (0, self.max_keypoints))
-        best, index = flat.topk(self.max_keypoints, dim=1)
-        return best, index
+        return best_by_blocks(torch.where(keep, scores, torch.zeros_like(scores)), self.max_keypoints, self.nms_radius)
 
     def _describe(self, descriptors: Tensor, position: Tensor, size: Tensor) -> Tensor:
         """Bilinear descriptors (B, K, D) at `position` (B, K, 2), (x, y) network pixels; unit length.
@@ -209,6 +204,31 @@ def local_maxima(scores: Tensor, inside: Tensor, radius: int) -> Tensor:
         rest = torch.where(blocked, torch.zeros_like(scores), scores)
         maxima = maxima | ((rest == _window_max(rest, radius)) & ~blocked & inside)
     return maxima
+
+
+def best_by_blocks(scores: Tensor, count: int, radius: int) -> tuple[Tensor, Tensor]:
+    """The best `count` of suppressed `scores` (B, H, W), H and W multiples of 8: (B, count) descending, 0 for none, and int32 flat indices.
+
+    Two maxima that survived suppression are more than `radius` apart unless their scores are equal, so a block of a side up to
+    radius + 1 holds one: TopK looks at blocks, 16 times fewer than pixels at radius 4 (TensorRT gives a row of TopK to one thread
+    block, which needed milliseconds for all pixels). Of equal scores within a block the first in reading order is kept.
+    """
+    batch, height, width = scores.shape
+    side = next(s for s in (8, 4, 2, 1) if s <= radius + 1)
+    blocks = scores.reshape(batch, height // side, side, width // side, side).permute(0, 1, 3, 2, 4)
+    blocks = blocks.reshape(batch, (height // side) * (width // side), side * side)
+    tops = blocks.amax(-1)
+    number = tops.shape[1]
+    if not isinstance(number, int) or number < count:
+        # An image may hold fewer than K blocks: K zeros more give TopK enough to choose from.
+        tops = F.pad(tops, (0, count))
+    best, index = tops.topk(count, dim=1)
+    block = torch.where(best > 0, index, torch.zeros_like(index))
+    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, side * side)).argmax(-1).to(torch.int32)
+    block, across = block.to(torch.int32), width // side
+    row, down = block // across, inside // side
+    flat = (row * side + down) * width + (block - row * across) * side + (inside - down * side)
+    return best, flat
 
 
 def _window_max(x: Tensor, radius: int) -> Tensor:

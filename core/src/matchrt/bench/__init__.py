@@ -1,0 +1,3 @@
+"""Measured speed: contenders in worker processes, rounds interleaved, receipts, tables and plots from them."""
+
+from __future__ import annotations
