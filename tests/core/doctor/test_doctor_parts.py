@@ -187,6 +187,13 @@ def test_an_architecture_that_the_library_does_not_know_cannot_run() -> None:
     assert hardware.backend_finding("tensorrt_rtx", trial, ada, {}).state is State.OK
 
 
+def test_a_backend_that_runs_bundles_as_they_are_needs_no_builder() -> None:
+    finding = hardware.backend_finding("mine", library(can_build=False, as_is=True), {}, {})
+    assert finding.state is State.OK
+    assert Needs([finding], {}).answer("mine").met
+    assert not Needs([finding], {}).answer("mine:build").met
+
+
 def test_building_needs_the_packages_that_prepare_graphs() -> None:
     finding = hardware.backend_finding("tensorrt", library(), {**GPU, "driver": "13.0"}, {})
     assert Needs([finding], {"onnx": ""}).answer("tensorrt").met
