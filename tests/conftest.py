@@ -15,6 +15,25 @@ import pytest
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+_SLOW = pytest.StashKey[list[str]]()
+_here: list[pytest.Config] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_SLOW] = []
+    _here.append(config)
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _here[-1].stash[_SLOW] += [item.nodeid for item in items if item.get_closest_marker("slow")]
+
+
+@pytest.fixture(scope="session")
+def slow_tests_left_out(pytestconfig: pytest.Config) -> list[str]:
+    """Ids of the slow tests among those that this run collected but does not run."""
+    return pytestconfig.stash[_SLOW]
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep tests out of the user's cache, and off the network."""

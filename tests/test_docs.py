@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -33,6 +34,19 @@ def test_promises_name_tests_that_exist() -> None:
     assert len(named) > 10
     for path in named:
         assert (ROOT / path).is_file(), path
+
+
+def test_every_slow_test_has_run(request: pytest.FixtureRequest) -> None:
+    """The newest receipt of `tools/slow_receipt.py` holds the slow tests that this run leaves out, and each passed."""
+    newest = sorted((ROOT / "docs/benchmarks").glob("slow-tests-*.json"))[-1]
+    receipt = json.loads(newest.read_text("utf-8"))
+    assert receipt["not_run"] == []
+    assert {entry["outcome"] for entry in receipt["tests"].values()} == {"passed"}
+    left_out = request.getfixturevalue("slow_tests_left_out")
+    lacking = sorted(set(left_out) - set(receipt["tests"]))
+    assert lacking == [], (
+        f"run `uv run python tools/slow_receipt.py {' '.join(sorted({n.split('::')[0] for n in lacking}))}`"
+    )
 
 
 def test_the_readme_names_every_matcher_and_variant() -> None:

@@ -37,6 +37,7 @@ def put(site: Path, name: str, version: str, code: str | None, entry: str = "") 
 
 
 def by_name(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    assert len({(f["group"], f["name"]) for f in report["findings"]}) == len(report["findings"]), "a name stands twice"
     return {f"{f['group']}/{f['name']}": f for f in report["findings"]}
 
 

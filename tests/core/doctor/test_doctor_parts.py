@@ -46,7 +46,9 @@ def test_a_crash_among_imports_names_the_culprit_and_the_rest_is_tried(
     leave = module(tmp_path, "doctor_leaves", "import os; print('gone'); os._exit(7)", monkeypatch)
     fail = module(tmp_path, "doctor_fails", "raise ImportError('libGL.so.1: cannot open shared object')", monkeypatch)
     exits = module(tmp_path, "doctor_exits", "raise SystemExit(3)", monkeypatch)
-    outcome = attempt_imports(["json", crash, fail, exits, leave, "decimal"])
+    quiet = module(tmp_path, "doctor_leaves_quietly", "import os; os._exit(0)", monkeypatch)
+    outcome = attempt_imports(["json", crash, fail, exits, leave, quiet, "decimal"])
+    assert outcome[quiet] == "importing it ended the process with exit code 0"
     assert outcome["json"] == outcome["decimal"] == ""
     assert outcome[crash] == "importing it crashed the process with SIGSEGV"
     assert outcome[fail] == "ImportError: libGL.so.1: cannot open shared object"
@@ -183,6 +185,13 @@ def test_an_architecture_that_the_library_does_not_know_cannot_run() -> None:
     assert not Needs([finding], {}).answer("tensorrt_rtx:run").met
     ada = {**GPU, "gpus": [{**H200, "compute_capability": "8.9"}]}
     assert hardware.backend_finding("tensorrt_rtx", trial, ada, {}).state is State.OK
+
+
+def test_a_backend_that_runs_bundles_as_they_are_needs_no_builder() -> None:
+    finding = hardware.backend_finding("mine", library(can_build=False, as_is=True), {}, {})
+    assert finding.state is State.OK
+    assert Needs([finding], {}).answer("mine").met
+    assert not Needs([finding], {}).answer("mine:build").met
 
 
 def test_building_needs_the_packages_that_prepare_graphs() -> None:

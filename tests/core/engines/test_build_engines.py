@@ -225,6 +225,48 @@ def test_ctrl_c_ends_an_isolated_build(
     assert not list(tmp_path.glob(".work-*"))
 
 
+def test_networks_build_side_by_side_and_give_the_same(
+    bundle: Bundle, hooks: MatcherHooks, tmp_path: Path, kit: Any, job: BuildJob
+) -> None:
+    caches = [EngineCache(tmp_path / name) for name in ("one", "two")]
+    one = build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(), caches[0])
+    two = build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(), caches[1], jobs=2)
+    assert [(b.plan.network, b.entry.sha256, b.hit) for b in two] == [
+        (b.plan.network, b.entry.sha256, b.hit) for b in one
+    ]
+    assert all(b.entry.record["built"]["isolated"] for b in two)
+    again = build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(), caches[1], jobs=2)
+    assert [b.hit for b in again] == [True, True]
+    with pytest.raises(UsageError, match="jobs must be at least 1"):
+        build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(), caches[1], jobs=0)
+
+
+def test_a_failure_ends_the_builds_beside_it(
+    bundle: Bundle, hooks: MatcherHooks, cache: EngineCache, kit: Any, job: BuildJob, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Ctrl-C arrives while both sleep: neither child outlives the call, and the cache holds nothing half-written."""
+    import threading
+
+    mark = tmp_path / "mark"
+    monkeypatch.setenv("MATCHRT_KIT", "sleep")
+    monkeypatch.setenv("MATCHRT_KIT_MARK", str(mark))
+
+    def interrupt() -> None:
+        while not mark.exists() or not mark.read_text():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    begin = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(), cache, jobs=2)
+    assert time.monotonic() - begin < 50, "the kit sleeps for 60 s"
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(mark.read_text()), 0)
+    assert not cache.committed()
+
+
 # ── TensorRT-RTX: a real builder ────────────────────────────────────────────────────────────────────────────────────
 
 

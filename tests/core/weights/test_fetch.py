@@ -93,6 +93,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def _body(self, start: int | None) -> None:
         server = self.server
         body = server.content[start or 0 :]
+        # Before any answer: a client that refuses the headers may set the next one's cut while this one still writes.
+        cut = server.cut_after.pop(0) if server.cut_after else len(body)
         self.send_response(200 if start is None else 206)
         if start is not None:
             self.send_header("Content-Range", f"bytes {start}-{len(server.content) - 1}/{len(server.content)}")
@@ -101,7 +103,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.say_length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        cut = server.cut_after.pop(0) if server.cut_after else len(body)
         for position in range(0, min(cut, len(body)), 50_000):
             self.wfile.write(body[position : min(position + 50_000, cut)])
             time.sleep(server.slow)

@@ -82,6 +82,7 @@ def request_from(
     metavar="FILE",
     help="mixed: pairs to measure on; default: the shipped ones.",
 )
+@click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Networks built at a time.")
 @click.option("--dry-run", is_flag=True, help="Prepare and lint, say what would be built, build nothing.")
 @json_option
 def command(
@@ -98,6 +99,7 @@ def command(
     isolate: bool | None,
     tolerance: float | None,
     pairs: Path | None,
+    jobs: int,
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -122,7 +124,7 @@ def command(
             with planned(opened, hooks, made, request, cache, progress) as plans:
                 pass
             return _show_plans(plans, as_json)
-        built = build_engines(opened, hooks, made, request, cache, progress)
+        built = build_engines(opened, hooks, made, request, cache, progress, jobs=jobs)
     _show_built(opened, built, as_json)
     return 0
 

@@ -16,7 +16,8 @@ from matchrt.doctor.places import place_findings
 from matchrt.doctor.trial import Trial, attempt, attempt_imports
 from matchrt.errors import UsageError
 
-BACKENDS = tuple(b.name for b in register_backends())
+BACKENDS = tuple(b.name for b in register_backends() if b.name != "torch")
+"""Core's backends; torch has a trial of its own, which tells its CUDA too."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def examine(wanted: Sequence[str] = ()) -> Report:
     extras = sorted({r.extra for r in needed if r.extra})
     with ThreadPoolExecutor(max_workers=4) as pool:
         trials = _begin(pool, needed, wanted)
-        extra_backends = [b for b in trials.plugins.result().answer.get("backends", {}) if b not in BACKENDS]
+        extra_backends = [
+            b for b in trials.plugins.result().answer.get("backends", {}) if b not in (*BACKENDS, "torch")
+        ]
         _check_names(wanted, known_names(extras, [*BACKENDS, *extra_backends]), trials)
         for name in extra_backends:
             trials.backends[name] = pool.submit(attempt, "backend", name)

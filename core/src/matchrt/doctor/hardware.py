@@ -68,7 +68,7 @@ def backend_finding(name: str, trial: Trial, gpu: Mapping[str, Any], found: Mapp
         answer["can_run"], answer["reason"] = False, reason[0]
     builds, runs = (("" if answer[key] else "not ") for key in ("can_build", "can_run"))
     value = f"{answer['version']}, can {builds}build and can {runs}run here".replace("can not", "cannot")
-    if answer["can_run"] and answer["can_build"]:
+    if answer["can_run"] and (answer["can_build"] or answer["as_is"]):
         return Finding("backends", name, State.OK, value, data=answer)
     repair = reason[1] if reason else f"run it where a GPU is; {_WITHOUT}"
     return Finding("backends", name, State.WARN, f"{value}: {answer['reason']}", repair, answer)

@@ -51,7 +51,7 @@ def attempt(task: str, *arguments: str, limit_s: float | None = None) -> Trial:
         return Trial(died=f"could not start {sys.executable}: {error.strerror}")
     else:
         trial = _read(ended.stdout)
-        if ended.returncode:
+        if ended.returncode or trial.at:  # a library may also end the process with code 0
             trial.died = _how(ended.returncode, ended.stderr.decode("utf-8", "replace"))
     if trial.died and trial.at:
         trial.died += f" ({trial.at})"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +20,7 @@ from matchrt.backends.building import BuildingBackend, BuildJob, Identity
 from matchrt.backends.cuda_probe import probe
 from matchrt.bundle import Bundle
 from matchrt.engines.cache import EngineCache, Entry, Fresh
-from matchrt.engines.isolated import build_isolated
+from matchrt.engines.isolated import Quiet, build_isolated
 from matchrt.engines.prepared import Prepared, code_fingerprint, prepare_network
 from matchrt.engines.profiles import Range, axis_ranges, frozen_axes, profiles_of
 from matchrt.engines.spec import EngineSpec
@@ -96,36 +98,75 @@ def build_engines(
     cache: EngineCache | None = None,
     progress: Progress | None = None,
     only: Collection[str] | None = None,
+    jobs: int = 1,
 ) -> list[Built]:
     """An engine for every network of `bundle` (or those in `only`), from the cache or built now, in the order of the networks.
 
+    `jobs` builds run at a time, each in a process of its own; they share the GPU, so kernels are timed beside other work then.
     Raises `UsageError`, `EnvironmentLackError`, and `BackendError` with the linter's, the parser's or the builder's reasons.
     """
+    if jobs < 1:
+        raise UsageError(f"jobs must be at least 1, got {jobs}")
     cache, progress = cache or EngineCache(), progress or Silent()
     origin = {**_origin(bundle, hooks, request), "request": request_digest(request)}
-    built = []
     with planned(bundle, hooks, backend, request, cache, progress) as plans:
-        for plan in plans:
-            if only is not None and plan.network not in only:
-                continue
-            begin = time.perf_counter()
+        wanted = [p for p in plans if only is None or p.network in only]
+
+        chosen = request if jobs == 1 else replace(request, isolate=True)
+
+        def make(plan: Plan, progress: Progress) -> Built:
+            return _built(plan, backend, chosen, cache, {**origin, "network": plan.network}, progress)
+
+        if jobs == 1 or len(wanted) < 2:
+            return [make(plan, progress) for plan in wanted]
+        for plan in wanted:
             require_buildable(plan)
-            waited: list[str] = []
+        with stage(progress, f"build, {jobs} at a time", len(wanted)):
+            return _side_by_side(wanted, make, jobs, progress)
 
-            def wait(network: str = plan.network, waited: list[str] = waited) -> None:
-                waited.append(network)
-                progress.start(f"wait for another build of {network}", None)
 
-            def build(plan: Plan = plan) -> Fresh:
-                return _build(plan, backend, request, cache, progress)
+def _side_by_side(
+    plans: Sequence[Plan], make: Callable[[Plan, Progress], Built], jobs: int, progress: Progress
+) -> list[Built]:
+    """What `make` gives for each plan, `jobs` at a time. The first failure, or Ctrl-C, ends those that are under way."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(make, plan, Quiet(stop)) for plan in plans]
+        try:
+            for done in as_completed(futures):
+                progress.advance(1, done.result().plan.network)
+        except BaseException:
+            stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+    return [future.result() for future in futures]
 
-            try:
-                entry, hit = cache.get_or_build(plan.spec, {**origin, "network": plan.network}, build, wait)
-            finally:
-                if waited:
-                    progress.finish()
-            built.append(Built(plan=plan, entry=entry, hit=hit, seconds=time.perf_counter() - begin))
-    return built
+
+def _built(
+    plan: Plan,
+    backend: BuildingBackend,
+    request: BuildRequest,
+    cache: EngineCache,
+    origin: Mapping[str, Any],
+    progress: Progress,
+) -> Built:
+    begin = time.perf_counter()
+    require_buildable(plan)
+    waited: list[str] = []
+
+    def wait() -> None:
+        waited.append(plan.network)
+        progress.start(f"wait for another build of {plan.network}", None)
+
+    try:
+        entry, hit = cache.get_or_build(
+            plan.spec, origin, lambda: _build(plan, backend, request, cache, progress), wait
+        )
+    finally:
+        if waited:
+            progress.finish()
+    return Built(plan=plan, entry=entry, hit=hit, seconds=time.perf_counter() - begin)
 
 
 @contextmanager

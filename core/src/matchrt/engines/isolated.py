@@ -16,8 +16,15 @@ from typing import Any
 
 from matchrt.backends.building import BuildingBackend, BuildJob, BuildOutput, IoTensor, Profile
 from matchrt.errors import BackendError, MatchrtError, error_from_record, error_record
-from matchrt.progress import Progress
+from matchrt.progress import Progress, Silent
 from matchrt.workers.lines import Relay, end_with_parent, how_it_ended, private_stdout
+
+
+class Quiet(Silent):
+    """Shows nothing; `stop`, once set, ends the build that reports to it."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop
 
 
 def build_isolated(backend: BuildingBackend, job: BuildJob, progress: Progress) -> BuildOutput:
@@ -41,6 +48,8 @@ def _run(folder: Path, progress: Progress) -> tuple[int, str]:
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr)
         assert process.stdout is not None
         assert process.stdin is not None
+        if isinstance(progress, Quiet):
+            threading.Thread(target=_kill_when, args=(progress.stop, process), daemon=True).start()
         try:
             for line in process.stdout:
                 call, arguments = json.loads(line)
@@ -57,6 +66,13 @@ def _run(folder: Path, progress: Progress) -> tuple[int, str]:
             for _ in range(depth):
                 progress.finish()
     return code, (folder / "stderr").read_text("utf-8", "replace").strip()[-2000:]
+
+
+def _kill_when(stop: threading.Event, process: subprocess.Popen[bytes]) -> None:
+    while process.poll() is None:
+        if stop.wait(0.2):
+            process.kill()
+            return
 
 
 def _answer(folder: Path, job: BuildJob, code: int, tail: str) -> BuildOutput:
