@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from matchrt.errors import UsageError
-from matchrt.export.compare import relative_error
+from matchrt.export.compare import compare_tensors, relative_error
 from matchrt.matches import DenseWarp, Matches
-from matchrt.model import Parity
+from matchrt.model import NetworkSpec, Parity, TensorSpec
 from matchrt.verify.bounds import bounds_for, match_failures
 from matchrt.verify.figures import match_figures, total_figures
 from matchrt.verify.mixed import match_share
@@ -160,3 +160,12 @@ def test_a_bad_list_of_pairs_is_refused_by_line(tmp_path: Path, line: str, messa
         read_pairs(tmp_path / "pairs.txt")
     with pytest.raises(UsageError, match="cannot read"):
         read_pairs(tmp_path / "absent.txt")
+
+
+def test_an_infinite_error_is_none_in_json() -> None:
+    """A reference of zeros has no relative error; `convert --json` must still print."""
+    spec = NetworkSpec(name="n", inputs=(), outputs=(TensorSpec(name="t", dtype="float32", axes=("n",), meaning=""),))
+    found = compare_tensors(spec, {"t": np.zeros(3, np.float32)}, {"t": np.full(3, 1e-9, np.float32)}, Parity())
+    assert found[0].passed
+    assert found[0].relative == math.inf
+    assert json.loads(json.dumps(found[0].to_dict(), allow_nan=False))["relative"] is None

@@ -23,7 +23,7 @@ code, pre { font: 13px/1.45 ui-monospace, monospace }
 pre { margin: 0 }
 .good { color: #12722f; font-weight: 600 }
 .bad { color: #b3261e; font-weight: 600 }
-figure { display: inline-block; margin: .5rem 1.5rem .5rem 0; width: 30rem; max-width: 100% }
+figure { display: inline-block; vertical-align: top; margin: .5rem 1.5rem .5rem 0; width: 30rem; max-width: 100% }
 figcaption { color: #666; font-size: 13px }
 svg { width: 100%; height: auto }
 svg rect { fill: #3f7fd0 }

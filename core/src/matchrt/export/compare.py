@@ -36,8 +36,9 @@ class TensorDifference:
         return self.outliers <= self.allowed_outliers
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-able values, with `passed`."""
-        return {**asdict(self), "passed": self.passed}
+        """JSON-able values, with `passed`; what is not finite is None."""
+        plain = {n: None if isinstance(v, float) and not np.isfinite(v) else v for n, v in asdict(self).items()}
+        return {**plain, "passed": self.passed}
 
 
 def compare_tensors(network: NetworkSpec, reference: Tensors, other: Tensors, parity: Parity) -> list[TensorDifference]:
