@@ -187,7 +187,7 @@ def _show(result: VerifyResult, report: Path | None) -> None:
             ("named point", "tensor", "relative error", "of its inputs"), rows, f"inside {result.location.network}"
         )
     if result.location is not None and result.passed:
-        print_facts([("location", result.location.sentence)])
+        print_facts([("location", f"all is within the bounds; {result.location.sentence}")])
     verdict = "passed" if result.passed else "FELL SHORT"
     print_facts([("verdict", f"{verdict} ({result.seconds:.1f} s)"), *([("report", report)] if report else [])])
 

@@ -36,7 +36,7 @@ def write_report(result: VerifyResult, path: Path) -> None:
         _banner(result),
         *(f"<p>{escape(n)}.</p>" for n in result.notes),
         _figures(result),
-        _location(result.location) if result.location else "",
+        _location(result.location, result.passed) if result.location else "",
         *(_pair(p) for p in shown),
         f"<p>{left} more pairs are in the table alone; these are the worst.</p>" if left else "",
         _histograms(result) if len(result.pairs) > 1 else "",
@@ -207,9 +207,10 @@ def _tensors(result: VerifyResult) -> str:
     )
 
 
-def _location(location: Location) -> str:
+def _location(location: Location, passed: bool) -> str:
+    note = " All is within the bounds: softmax, exponentials and solves may amplify rounding." if passed else ""
     nodes = f"<p>Nodes there: <code>{escape(', '.join(location.nodes[-12:]))}</code></p>" if location.nodes else ""
-    return f"<h2>Where the difference enters</h2><p>On pair {escape(location.pair)}: {escape(location.sentence)}.</p>{nodes}"
+    return f"<h2>Where the difference enters</h2><p>On pair {escape(location.pair)}: {escape(location.sentence)}.{note}</p>{nodes}"
 
 
 def _points(location: Location) -> str:
