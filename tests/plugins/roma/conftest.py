@@ -60,13 +60,15 @@ def part_graph() -> Callable[[str], Any]:
 def export_once(done: dict[tuple[object, ...], Any]) -> Callable[..., Any]:
     """`export_network` for several conversions: parts that are alike in weights, sizes and all are exported once.
 
-    Every conversion checks the graph that it gets against its own network.
+    Every conversion checks the graph that it gets against its own network, so that a wrong share fails.
     """
 
     def shared(network: torch.nn.Module, spec: Any, example: Any, target: Any) -> Any:
         weights = tuple((n, hash(t.numpy().tobytes())) for n, t in network.state_dict().items())
         inputs = tuple((n, t.shape) for n, t in example.tensors.items())
-        key = (spec, inputs, repr(example.dynamic), target, weights)
+        # What modules keep beside their weights: sizes, temperatures, which matcher's quirks to follow.
+        kept = repr([(type(m), {k: v for k, v in vars(m).items() if k[0] != "_"}) for m in network.modules()])
+        key = (spec, inputs, repr(example.dynamic), target, weights, kept)
         if key not in done:
             done[key] = export_network(network, spec, example, target)
         return copy.deepcopy(done[key])
