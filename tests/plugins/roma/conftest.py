@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -11,12 +12,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from roma_files import Cli, Files, write_files
-from roma_oracle import tiny_config
+from roma_files import HIGH, SIZE, Cli, Files, write_files
+from roma_oracle import make_twins, tiny_config
 
 import matchrt_roma.build
 from matchrt.cli import run
+from matchrt.export.onnx_export import export_network
+from matchrt.model import Target
+from matchrt.plugins import MatcherHooks, get_plugins
 from matchrt.samples import sample_pairs
+from matchrt.settings import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -28,30 +33,47 @@ def _no_gradients() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def part_graph() -> Callable[[str], Any]:
     """`part_graph(name)`: the tiny network's part as exported for one pair at opset 18, no pass applied; tests must not change it."""
-    from roma_files import HIGH, SIZE
-    from roma_oracle import make_twins, tiny_config
-
-    import matchrt_roma.build
-    from matchrt.export.onnx_export import export_network
-    from matchrt.model import Target
-    from matchrt.plugins import MatcherHooks, get_plugins
-    from matchrt.settings import resolve
-
     network = make_twins(37, SIZE, HIGH).ours
     hooks = MatcherHooks(get_plugins(), get_plugins().matcher("roma"))
     sizes = {"size": f"{SIZE}x{SIZE}", "upsample_size": f"{HIGH}x{HIGH}", "leaf": 40}
-    settings = resolve(hooks.matcher.settings, ("flag", sizes), environment={})
+    found: dict[str, tuple[Any, Any]] = {}
+    ways = [(v, {}) for v in hooks.matcher.variants] + [(hooks.matcher.variant("full"), {"upsample": False})]
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
+        for variant, more in ways:
+            layers = ("variant", variant.settings), ("flag", {**sizes, **more})
+            settings = resolve(hooks.matcher.settings, *layers, environment={})
+            wired = variant.wired(settings)
+            examples = hooks.example_inputs(wired, settings)
+            for part in hooks.matcher.networks_of(wired):
+                found.setdefault(part.name, (part, examples[part.name]))
 
     @lru_cache
     def graph(name: str) -> Any:
-        variant = next(v for v in hooks.matcher.variants if name in {n.name for n in hooks.matcher.networks_of(v)})
-        part = next(n for n in hooks.matcher.networks_of(variant) if n.name == name)
-        with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-            patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
-            example = hooks.example_inputs(variant, settings)[name]
+        part, example = found[name]
+        with torch.no_grad():
             return export_network(network.get_submodule(part.module_path), part, example, Target())
 
     return graph
+
+
+def export_once(done: dict[tuple[object, ...], Any]) -> Callable[..., Any]:
+    """`export_network` for several conversions: parts that are alike in weights, sizes and all are exported once.
+
+    Every conversion checks the graph that it gets against its own network, so that a wrong share fails.
+    """
+
+    def shared(network: torch.nn.Module, spec: Any, example: Any, target: Any) -> Any:
+        weights = tuple((n, hash(t.numpy().tobytes())) for n, t in network.state_dict().items())
+        inputs = tuple((n, t.shape) for n, t in example.tensors.items())
+        # What modules keep beside their weights: sizes, temperatures, which matcher's quirks to follow.
+        kept = repr([(type(m), {k: v for k, v in vars(m).items() if k[0] != "_"}) for m in network.modules()])
+        key = (spec, inputs, repr(example.dynamic), target, weights, kept)
+        if key not in done:
+            done[key] = export_network(network, spec, example, target)
+        return copy.deepcopy(done[key])
+
+    return shared
 
 
 @pytest.fixture(scope="session")
@@ -79,6 +101,7 @@ def bundles(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     A name is MATCHER:VARIANT, then settings: "roma:full upsample=false".
     """
     made: dict[str, Path] = {}
+    exports: dict[tuple[object, ...], Any] = {}
     folder = tmp_path_factory.mktemp("bundles")
 
     def bundle(name: str) -> Path:
@@ -89,6 +112,7 @@ def bundles(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Callable[
             command = ["convert", matcher, *files.weights, "-o", made[name], *(w for s in chosen for w in ("--set", s))]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
+                patch.setattr("matchrt.export.convert.export_network", export_once(exports))
                 assert run([str(a) for a in command]) == 0
         return made[name]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,11 +14,9 @@ from roma_files import HIGH, SIZE
 from roma_oracle import images, make_twins
 from torch import Tensor
 
-from matchrt.plugins import get_plugins
 from matchrt_roma.networks import Part, Roma
 from matchrt_roma.networks.roma import PARTS
 
-ROMA = get_plugins().matcher("roma")
 TOLERANCE = 1e-4
 # The best anchor may flip between two that tie in float32, which moves one token and what is refined from it.
 # There are 128 tokens (2 directions of 8x8); budget: one of them, so 1/128 of a part's elements may differ by more.
@@ -62,12 +59,9 @@ Exported = Callable[[str], onnx.ModelProto]
 
 
 @pytest.fixture(scope="module")
-def exported(part_graph: Exported, network: Roma, tensors: dict[str, Tensor]) -> Exported:
-    """Each part at opset 18, one pair, exported once for all tests; `part_graph` has those that some variant's bundle holds."""
-    bundled = {p.name for v in ROMA.variants for p in ROMA.networks_of(v)}
-    return functools.cache(
-        lambda name: part_graph(name) if name in bundled else export(network.part(name), tensors, 18)
-    )
+def exported(part_graph: Exported) -> Exported:
+    """Each part at opset 18, one pair, exported once for all tests."""
+    return part_graph
 
 
 def every_tensor(network: Roma) -> dict[str, Tensor]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,8 @@ import onnxruntime
 import pytest
 import torch
 from roma_files import HIGH, SIZE
-from roma_oracle import images, make_twins, tiny_config
+from roma_oracle import images, make_twins
 
-import matchrt_roma.build
-from matchrt.export.onnx_export import export_network
 from matchrt.graph.linter import lint
 from matchrt.graph.passes import BUILT_IN, run_passes
 from matchrt.graph.precision import to_half
@@ -24,7 +24,6 @@ from matchrt.graph.prepare import PreparedGraph, prepare
 from matchrt.graph.types import FLOAT, HALF, TypeTable, type_problems
 from matchrt.model import PrecisionRule, Target
 from matchrt.plugins import MatcherHooks, get_plugins
-from matchrt.settings import resolve
 from matchrt_roma.networks import Roma
 
 RTX = Target(backend="tensorrt_rtx", precision="fp16")
@@ -54,25 +53,11 @@ def network() -> Roma:
 
 
 @pytest.fixture(scope="module")
-def graphs(network: Roma, hooks: MatcherHooks) -> dict[str, onnx.ModelProto]:
+def graphs(part_graph: Callable[[str], onnx.ModelProto], hooks: MatcherHooks) -> dict[str, onnx.ModelProto]:
     torch.set_num_threads(1)
-    sizes = {"size": f"{SIZE}x{SIZE}", "upsample_size": f"{HIGH}x{HIGH}", "leaf": 40}
-    found: dict[str, onnx.ModelProto] = {}
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
-        patch.setattr(matchrt_roma.build, "CONFIG", tiny_config(37))
-        ways = [(v, {}) for v in hooks.matcher.variants] + [(hooks.matcher.variant("full"), {"upsample": False})]
-        for variant, more in ways:
-            layers = ("variant", variant.settings), ("flag", {**sizes, **more})
-            settings = resolve(hooks.matcher.settings, *layers, environment={})
-            variant = variant.wired(settings)
-            examples = hooks.example_inputs(variant, settings)
-            for part in hooks.matcher.networks_of(variant):
-                if part.name not in found:
-                    module = network.get_submodule(part.module_path)
-                    model = export_network(module, part, examples[part.name], Target())
-                    found[part.name] = run_passes(model, BUILT_IN, part.name)
-    assert set(found) == set(NAMES)
-    return found
+    parts = {part.name for variant in hooks.matcher.variants for part in hooks.matcher.networks_of(variant)}
+    assert parts <= set(NAMES)
+    return {name: run_passes(copy.deepcopy(part_graph(name)), BUILT_IN, name) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
