@@ -1,0 +1,255 @@
+"""Everything that needs a GPU, in one unattended run: convert, build, verify, try the runtime, race. For hosts where torch and TensorRT
+live in different interpreters.
+
+    python benchmarks/gpu_evidence.py convert build verify runtime race --out OUT --work WORK --deadline 560 \\
+        --torch PYTHON --tensorrt PYTHON
+
+Each job's answer is written to OUT as it ends, so that a machine that goes away takes only the job under way. `--deadline` is in seconds
+from the start; nothing is started that is known to outlast it, and what runs then is ended. A second call goes on with what is missing
+from OUT. The order is that of need: what the parity receipts want comes first. `--only NAMES` and `--skip-peers` narrow it; `--tiny`
+tries the whole way on a CPU with onnxruntime.
+
+Learnt on an H200 with TensorRT 8.6: builds time kernels on the GPU, so more than two at a time make each of them slower by as many; an
+fp16 build of LightGlue's matcher takes about a minute alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A bundle to make: its name, matcher, settings, precisions to build, and its peers' function."""
+
+    name: str
+    matcher: str
+    settings: tuple[str, ...]
+    precisions: tuple[str, ...]
+    peer: str = ""
+    batch: bool = False
+    tiny: tuple[str, ...] = ()
+
+    def flags(self, tiny: bool) -> list[str]:
+        """For `matchrt convert`."""
+        chosen = [*self.settings, *(self.tiny if tiny else ())]
+        seed = [] if self.matcher.endswith(":mini") else ["--random-weights", "1"]
+        return [*seed, *(w for s in chosen for w in ("--set", s))]
+
+
+ROMA_TINY = ("size=112x112", "upsample_size=128x128")
+LIGHTGLUE_TINY = ("size=192x256", "keypoints=128")
+SUBJECTS = (
+    Subject("mini", "superpoint-lightglue:mini", ("size=768x1024",), ("fp16", "fp32"), "", True, LIGHTGLUE_TINY),
+    Subject(
+        "lightglue-1024",
+        "superpoint-lightglue:full",
+        ("size=768x1024",),
+        ("fp16",),
+        "lightglue",
+        True,
+        LIGHTGLUE_TINY,
+    ),
+    Subject(
+        "eloftr-480x640", "eloftr:full", ("size=480x640", "pairs=1"), ("fp16",), "eloftr", False, ("size=224x224",)
+    ),
+    Subject("roma", "matchanything-roma:full", (), ("fp16",), "roma", False, ROMA_TINY),
+    Subject("eloftr-832", "eloftr:full", ("size=832x832", "pairs=1"), ("fp16",), "eloftr", False, ("size=256x256",)),
+    Subject(
+        "lightglue-2048",
+        "superpoint-lightglue:full",
+        ("size=768x1024", "keypoints=2048"),
+        ("fp16",),
+        "lightglue",
+        True,
+        LIGHTGLUE_TINY,
+    ),
+    Subject("roma-coarse", "matchanything-roma:coarse", (), ("fp16",), "", False, ROMA_TINY[:1]),
+    Subject("roma-encoder-gp", "matchanything-roma:encoder-gp", (), ("fp16",), "", False, ROMA_TINY[:1]),
+)
+COMPILED = ("default", "reduce-overhead", "max-autotune")
+
+
+class Run:
+    """Jobs with a common deadline; answers go to `out`, bundles to `work`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.begin = args, time.monotonic()
+        self.out, self.work = Path(args.out), Path(args.work)
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.lock = threading.Lock()
+        self.backend = "onnxruntime" if args.tiny else "tensorrt"
+        self.subjects = [s for s in SUBJECTS if not args.only or s.name in args.only.split(",")]
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return float(self.args.deadline) - (time.monotonic() - self.begin)
+
+    def job(self, name: str, command: Sequence[object], limit: float = 1e9, least: float = 10) -> bool:
+        """Run it unless it is done already; True if it ended well. Ends it at its limit or at the deadline."""
+        if (self.out / f"{name}.done").exists():
+            return True
+        limit = min(limit, self.left())
+        if limit < least:
+            self.say(name, "not started: no time left")
+            return False
+        begin = time.monotonic()
+        stdout, stderr = self.out / f"{name}.out", self.work / f"{name}.err"
+        with stdout.open("w") as out, stderr.open("w") as err:
+            process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=err, start_new_session=True)
+            try:
+                code = process.wait(limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)  # its own session: workers and builders with it
+                process.wait()
+                code = None
+        tail = " | ".join(stderr.read_text("utf-8", "replace").strip().splitlines()[-3:])[-400:]
+        self.say(name, f"{code} after {time.monotonic() - begin:.0f} s" + (f": {tail}" if code != 0 else ""))
+        if code == 0:
+            (self.out / f"{name}.done").touch()
+        return code == 0
+
+    def say(self, name: str, text: str) -> None:
+        """One line for the log, and for whoever watches."""
+        line = json.dumps({"at": round(time.monotonic() - self.begin), "job": name, "what": text})
+        with self.lock, (self.out / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+        print(line, flush=True)
+
+    def converted(self, subject: Subject) -> bool:
+        """Whether its bundle is there."""
+        return (self.work / subject.name / "bundle.json").is_file()
+
+
+def convert(run: Run) -> None:
+    """Bundles, four at a time: they need no GPU."""
+
+    def one(subject: Subject) -> None:
+        command = [run.args.torch, "-m", "matchrt", "convert", subject.matcher, *subject.flags(run.args.tiny)]
+        if not run.converted(subject):
+            run.job(f"convert-{subject.name}", [*command, "-o", run.work / subject.name, "--json"], 300)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(one, run.subjects))
+
+
+def build(run: Run) -> None:
+    """Engines, `--jobs` networks at a time, in the order of need."""
+    if run.args.tiny:
+        return
+    for subject in run.subjects:
+        for precision in subject.precisions if run.converted(subject) else ():
+            more = ["--batch", 1] if subject.batch else []
+            command = [run.args.tensorrt, "-m", "matchrt", "build", run.work / subject.name, "--backend", run.backend]
+            options = ["--precision", precision, "--option", "tactic_sources=none", "--jobs", run.args.jobs, "--json"]
+            run.job(f"build-{subject.name}-{precision}", [*command, *options, *more])
+
+
+def built(run: Run, subject: Subject, precision: str) -> bool:
+    """Whether its engines are there: a verb that needs them would build for minutes."""
+    return run.converted(subject) and (run.args.tiny or (run.out / f"build-{subject.name}-{precision}.done").exists())
+
+
+def verify(run: Run) -> None:
+    """Parity, three at a time: nothing is timed."""
+
+    def one(which: tuple[Subject, str]) -> None:
+        subject, precision = which
+        name = f"verify-{subject.name}-{precision}"
+        command = [run.args.torch, "-m", "matchrt", "verify", run.work / subject.name, "--backend", run.backend]
+        options = [
+            "--precision",
+            "fp32" if run.args.tiny else precision,
+            "--report",
+            run.out / f"{name}.html",
+            "--json",
+        ]
+        run.job(name, [*command, *options, "--interpreter", f"{run.backend}={run.args.tensorrt}"], 200)
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(one, [(s, p) for s in run.subjects for p in s.precisions if built(run, s, p)]))
+
+
+def runtime(run: Run) -> None:
+    """CUDA graphs, zero copy, threads, many runs; and torch's arrays."""
+    for precision in ("fp32", "fp16"):
+        if not run.args.tiny and built(run, SUBJECTS[0], precision):
+            save = ["--save", run.out / f"runtime-{precision}.json"]
+            script = [run.args.tensorrt, HERE / "gpu_runtime.py", run.work / "mini", "--precision", precision]
+            run.job(f"runtime-{precision}", [*script, *save], 200)
+    if not run.args.tiny:
+        save = ["--save", run.out / "torch-arrays.json"]
+        run.job("torch-arrays", [run.args.torch, HERE / "gpu_torch_arrays.py", *save], 100)
+
+
+def race(run: Run) -> None:
+    """Against PyTorch: first what is quick to open, then every mode of torch.compile, each in a call with the engine beside it."""
+    for kind, limit in (("eager", 200), *((mode, 300) for mode in COMPILED)):
+        for subject in run.subjects:
+            if not built(run, subject, "fp16") or not (subject.peer or kind == "eager"):
+                continue
+            name = f"bench-{subject.name}-{kind}"
+            command = [run.args.torch, "-m", "matchrt", "bench", run.work / subject.name, "--backend", run.backend]
+            options = ["--precision", "fp32" if run.args.tiny else "fp16", "--save", run.out / f"{name}.json"]
+            timing = ["--seconds", "3", "--rounds", "5", "--warm-up", "0.5"]
+            timing += [] if kind == "eager" else ["--modes", "engine"]
+            against = [w for p in _peers(run, subject, kind) for w in ("--against", p)]
+            interpreter = ["--interpreter", f"{run.backend}={run.args.tensorrt}"]
+            run.job(name, [*command, *options, *timing, *against, *interpreter], limit, least=30)
+
+
+def _peers(run: Run, subject: Subject, kind: str) -> list[str]:
+    published = f"{HERE / 'gpu_peers.py'}:{subject.peer}"
+    wanted = bool(subject.peer) and not run.args.skip_peers
+    if kind == "eager":
+        own = ["torch"] if run.args.tiny else ["torch", "torch-fp16", "torch-half"]
+        return own + [f"{published}:precision={p}" for p in ("fp32", "fp16") if wanted]
+    return [f"{published}:precision=fp16:compile={kind}"] if wanted else ["torch-compile"]
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "convert": convert,
+    "build": build,
+    "verify": verify,
+    "runtime": runtime,
+    "race": race,
+}
+
+
+def main() -> int:
+    """Run the stages that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="+", choices=[*STAGES])
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--work", required=True)
+    parser.add_argument("--deadline", type=float, default=1e9)
+    parser.add_argument("--torch", default=sys.executable)
+    parser.add_argument("--tensorrt", default=sys.executable)
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--skip-peers", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    run = Run(parser.parse_args())
+    for stage in run.args.stages:
+        STAGES[stage](run)
+    missing = [p.stem for p in run.out.glob("*.out") if not p.with_suffix(".done").exists()]
+    run.say("end", f"{run.left():.0f} s left; not ended well: {', '.join(missing) or 'none'}")
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
