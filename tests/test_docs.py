@@ -101,7 +101,7 @@ def test_the_readme_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for line in commands_of(ROOT / "README.md"):
         words = shlex.split(line)
         if words[:3] != ["uv", "run", "matchrt"]:
-            assert line in ("python3 -m pip install uv", "uv run pytest")
+            assert line in ("python3 -m pip install uv", "uv run pytest -n 2 --dist loadfile")
             continue
         if words[3] == "demo":
             assert line == "uv run matchrt demo -o demo"  # run by tests/core/cli/test_demo.py

@@ -276,11 +276,15 @@ class PrecisionRule:
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """|a - b| <= atol + rtol * |b| for all but the share `outliers` of the elements (integers: equal)."""
+    """|a - b| <= atol + rtol * |b| for all but the share `outliers` of the elements (integers: equal).
+
+    `spare` elements may be beyond it whatever their share: in a short list one tie that rounding decides is more than a small share.
+    """
 
     atol: float = 1e-4
     rtol: float = 1e-4
     outliers: float = 0.0
+    spare: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,3 +113,21 @@ def test_matches_are_shared_only_where_both_ends_agree() -> None:
     assert found.max_px == pytest.approx(0.04, abs=1e-3)
     assert compare_matches("pair", matches([], []), matches([], []), 0.05).shared == 1
     assert compare_matches("pair", a, matches([], []), 0.05).shared == 0
+
+
+def test_a_short_list_may_have_spare_elements_beyond_the_tolerance() -> None:
+    """One of eight is 12.5 %, far above the share; two spare elements let it pass, and a third does not."""
+    spec = NetworkSpec(
+        name="net",
+        module_path="net",
+        inputs=(),
+        outputs=(TensorSpec(name="y", dtype="int32", axes=("batch", "k"), meaning="indices"),),
+    )
+    parity = Parity(tensors={"y": Tolerance(outliers=0.01, spare=2)})
+    reference = {"y": np.arange(8, dtype=np.int32)[None]}
+    for wrong, passed in ((0, True), (1, True), (2, True), (3, False)):
+        other = reference["y"].copy()
+        other[0, :wrong] += 1
+        (difference,) = compare_tensors(spec, reference, {"y": other}, parity)
+        assert difference.passed is passed
+        assert difference.outliers == wrong / 8

@@ -104,7 +104,7 @@ def run(argv: list[str]) -> int:
     # `--debug` is accepted anywhere, because it is added to a command that just failed.
     arguments = [a for a in argv if a != "--debug"]
     try:
-        code = cli.main(args=arguments, prog_name="matchrt", standalone_mode=False)
+        code = cli.main(args=list(arguments), prog_name="matchrt", standalone_mode=False, obj=tuple(arguments))
         return code if isinstance(code, int) else 0
     except click.exceptions.Abort:
         return _fail("stopped", None, 130, arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -125,7 +124,8 @@ def command(
         **how,
     )
     records, failures = _race(contenders, course, sizes, quiet=as_json)
-    run = run_record("bench", command_line(sys.argv[1:]), rounds="interleaved" if not course.sequential else "sequential",
+    typed = command_line(click.get_current_context().obj or ())
+    run = run_record("bench", typed, rounds="interleaved" if not course.sequential else "sequential",
                      threads=course.threads, contenders=records)  # fmt: skip
     if save is not None:
         append_run(save, run)

@@ -77,7 +77,7 @@ def _difference(
         max_abs=float(gap.max()) if gap.size else 0.0,
         mean_abs=float(gap.mean()) if gap.size else 0.0,
         outliers=unpaired + (1 - unpaired) * share,
-        allowed_outliers=tolerance.outliers,
+        allowed_outliers=max(tolerance.outliers, min(1.0, tolerance.spare / max(a.size, 1))),
         relative=relative_error(a, b),
         integral=a.dtype.kind in "biu",
     )

@@ -100,7 +100,7 @@ def _rounding(node: NodeProto, name: str) -> list[NodeProto]:
     """Rename the output of `node` and put the rounded one in its place."""
     exact = f"{name}/exact"
     node.output[list(node.output).index(name)] = exact
-    return _split(exact, name, "half_split", f"{node.name}_half_{list(node.output).index(exact)}")
+    return _split(exact, name, "half_split", f"{node.name or exact}_half_{list(node.output).index(exact)}")
 
 
 def _widen(graph: onnx.GraphProto) -> None:
