@@ -25,9 +25,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from receipt import machine, now
+from matchrt.bench.receipt import now
+from matchrt.workers.machine import machine_record
 
 CASES: dict[str, dict[str, object]] = {
     "superpoint-lightglue:full": {},
@@ -245,7 +244,7 @@ def main() -> None:
     receipt |= {
         "what": "full-size builds with TensorRT-RTX, random weights, without a GPU; the engines were not run",
         "date": now(),
-        "machine": machine("tensorrt_rtx"),
+        "machine": machine_record(("numpy", "torch", "onnx", "onnxruntime", "tensorrt_rtx")),
         "target": options.target,
         "limit_seconds": options.limit,
         "load_average_at_start": [round(value, 1) for value in os.getloadavg()],

@@ -19,9 +19,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from matchrt.bench.receipt import now
+from matchrt.workers.machine import machine_record
+
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from receipt import machine, now  # noqa: E402
 
 
 def collect(paths: list[str]) -> list[str]:
@@ -94,7 +95,7 @@ def main() -> int:
         "what": "the tests marked slow",
         "command": "uv run python tools/slow_receipt.py",
         "date": now(),
-        "machine": machine(),
+        "machine": machine_record(("numpy", "torch", "onnx", "onnxruntime")),
         "limit_s": chosen.limit,
         "counts": counts,
         "seconds": round(sum(e["seconds"] for e in tests.values()), 1),

@@ -119,7 +119,6 @@ def test_a_short_list_may_have_spare_elements_beyond_the_tolerance() -> None:
     """One of eight is 12.5 %, far above the share; two spare elements let it pass, and a third does not."""
     spec = NetworkSpec(
         name="net",
-        module_path="net",
         inputs=(),
         outputs=(TensorSpec(name="y", dtype="int32", axes=("batch", "k"), meaning="indices"),),
     )
