@@ -98,7 +98,7 @@ def parity() -> Parity:
         tensors={
             "keypoints0": Tolerance(atol=1e-3, rtol=0, outliers=0.01, spare=2),
             "keypoints1": Tolerance(atol=0.02, rtol=0, outliers=0.01, spare=2),
-            "scores": Tolerance(atol=1e-4, rtol=0.02, outliers=0.01, spare=2),
+            "scores": Tolerance(atol=1e-4, rtol=0.02, outliers=0.01),
             "cells": Tolerance(outliers=0.01, spare=2),
             "count": Tolerance(atol=0, outliers=1.0),
             "candidates": Tolerance(atol=0, outliers=1.0),

@@ -89,10 +89,11 @@ def parity() -> Parity:
     Scores are exponentials, so an error of the logits is a relative error of the score; random weights give scores near 1e-5,
     where an absolute tolerance would accept anything.
     """
-    flips = Tolerance(atol=1e-7, rtol=2e-3, outliers=0.005, spare=2)
+    flips = Tolerance(atol=1e-7, rtol=2e-3, outliers=0.005)
+    indices = Tolerance(outliers=0.005, spare=2)
     return Parity(
         default=Tolerance(atol=1e-4, rtol=1e-4, outliers=0.005),
-        tensors={"keypoints": Tolerance(atol=1e-3, rtol=0, outliers=0.005), "matches0": flips, "scores0": flips},
+        tensors={"keypoints": Tolerance(atol=1e-3, rtol=0, outliers=0.005), "matches0": indices, "scores0": flips},
         align={"extractor": Alignment(points="keypoints", count="count")},
         coordinate_px=0.05,
         shared_matches=0.99,
