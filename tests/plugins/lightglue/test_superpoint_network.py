@@ -175,9 +175,36 @@ def test_the_threshold_is_strict(extractor: Build, photo: Photo) -> None:
     assert int(got.counts[0]) == int((scores > threshold).sum())
 
 
-def test_a_flat_image_keeps_whole_plateaus_as_published(extractor: Build) -> None:
+def test_a_flat_image_gives_finite_descriptors(extractor: Build) -> None:
     got = run(extractor(max_keypoints=64), torch.full((1, 1, 64, 64), 0.5))
     assert torch.isfinite(got.descriptors).all()
+
+
+@pytest.mark.parametrize("count", [1, 50, 3000, 3840])
+@pytest.mark.parametrize("share", [0.02, 0.5])
+def test_choosing_by_blocks_is_choosing_among_all_pixels(count: int, share: float) -> None:
+    """Against one sort of every pixel, with few maxima and with many in a block, and with fewer blocks than keypoints."""
+    generator = torch.Generator().manual_seed(count)
+    scores = torch.rand(2, 48, 64, generator=generator)
+    scores = torch.where(torch.rand(scores.shape, generator=generator) < share, scores, torch.zeros(()))
+    expected, order = F.pad(scores.flatten(1), (0, 4000)).sort(dim=1, descending=True, stable=True)
+    found, index = superpoint.best_by_blocks(scores, count)
+    assert torch.equal(found, expected[:, :count])
+    valid = found > 0
+    assert torch.equal(index[valid].long(), order[:, :count][valid])
+
+
+def test_a_plateau_is_kept_whole_as_published() -> None:
+    """Equal neighbours all survive suppression, and choosing by blocks must not lose any of them."""
+    scores = torch.zeros(1, 32, 32)
+    scores[0, 10:15, 9:16] = 0.25
+    scores[0, 2, 30] = 0.5
+    maxima = superpoint.local_maxima(scores, torch.ones_like(scores, dtype=torch.bool), 4) & (scores > 0)
+    assert int(maxima.sum()) == 5 * 7 + 1
+    found, index = superpoint.best_by_blocks(scores * maxima, 100)
+    assert int((found > 0).sum()) == 36
+    assert set(index[found > 0].tolist()) == set(maxima.flatten().nonzero()[:, 0].tolist())
+    assert int(index[0, 0]) == 2 * 32 + 30
 
 
 @pytest.mark.parametrize(

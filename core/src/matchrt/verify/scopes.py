@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -146,13 +147,7 @@ class Graph:
         if not paths:
             return ""
         parts = [p.split(".") if p else [] for p in paths]
-        common = parts[0]
-        for other in parts[1:]:
-            length = next(
-                (i for i, (a, b) in enumerate(zip(common, other, strict=False)) if a != b), min(len(common), len(other))
-            )
-            common = common[:length]
-        return ".".join(common)
+        return ".".join(os.path.commonprefix(parts))
 
     def names_of(self, nodes: Collection[int]) -> tuple[str, ...]:
         """Names of those of `nodes` that compute floats, with their operators."""

@@ -19,6 +19,9 @@ from matchrt.errors import UsageError
 CELL = 8
 """Side of one cell in pixels: three 2x2 poolings."""
 
+BLOCK = 4
+"""Side of the blocks of pixels among which the best keypoints are looked for first."""
+
 TENSORRT_TOPK_LIMIT = 3840
 """Largest K of TensorRT's TopK layer (8.6 to 11.1); above it the graph parses and the engine build fails."""
 
@@ -147,7 +150,7 @@ class SuperPoint(nn.Module):
         rows_kept = (rows >= self.border) & (rows < valid_rows - self.border)
         columns_kept = (columns >= self.border) & (columns < valid_columns - self.border)
         keep = maxima & rows_kept & columns_kept & (scores > self.detection_threshold)
-        return best_by_blocks(torch.where(keep, scores, torch.zeros_like(scores)), self.max_keypoints, self.nms_radius)
+        return best_by_blocks(torch.where(keep, scores, torch.zeros_like(scores)), self.max_keypoints)
 
     def _describe(self, descriptors: Tensor, position: Tensor, size: Tensor) -> Tensor:
         """Bilinear descriptors (B, K, D) at `position` (B, K, 2), (x, y) network pixels; unit length.
@@ -206,29 +209,34 @@ def local_maxima(scores: Tensor, inside: Tensor, radius: int) -> Tensor:
     return maxima
 
 
-def best_by_blocks(scores: Tensor, count: int, radius: int) -> tuple[Tensor, Tensor]:
-    """The best `count` of suppressed `scores` (B, H, W), H and W multiples of 8: (B, count) descending, 0 for none, and int32 flat indices.
+def best_by_blocks(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best `count` of `scores` (B, H, W), not negative, H and W multiples of 4: (B, count) descending, 0 for none; int32 flat indices.
 
-    Two maxima that survived suppression are more than `radius` apart unless their scores are equal, so a block of a side up to
-    radius + 1 holds one: TopK looks at blocks, 16 times fewer than pixels at radius 4 (TensorRT gives a row of TopK to one thread
-    block, which needed milliseconds for all pixels). Of equal scores within a block the first in reading order is kept.
+    In two steps: the `count` blocks of 4x4 pixels with the best pixels hold the `count` best pixels, whatever ties there are, and
+    those are chosen among them. TensorRT gives a row of TopK to one thread block, so two short rows are faster than one of every
+    pixel. Which of equal scores come first is open, as it is in TopK itself.
     """
     batch, height, width = scores.shape
-    side = next(s for s in (8, 4, 2, 1) if s <= radius + 1)
-    blocks = scores.reshape(batch, height // side, side, width // side, side).permute(0, 1, 3, 2, 4)
-    blocks = blocks.reshape(batch, (height // side) * (width // side), side * side)
+    down, across = height // BLOCK, width // BLOCK
+    blocks = scores.reshape(batch, down, BLOCK, across, BLOCK).permute(0, 1, 3, 2, 4)
+    blocks = blocks.reshape(batch, down * across, BLOCK * BLOCK)
     tops = blocks.amax(-1)
     number = tops.shape[1]
     if not isinstance(number, int) or number < count:
         # An image may hold fewer than K blocks: K zeros more give TopK enough to choose from.
         tops = F.pad(tops, (0, count))
-    best, index = tops.topk(count, dim=1)
-    block = torch.where(best > 0, index, torch.zeros_like(index))
-    inside = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, side * side)).argmax(-1).to(torch.int32)
-    block, across = block.to(torch.int32), width // side
-    row, down = block // across, inside // side
-    flat = (row * side + down) * width + (block - row * across) * side + (inside - down * side)
-    return best, flat
+    best, block = tops.topk(count, dim=1)
+    block = torch.where(best > 0, block, torch.zeros_like(block))
+    members = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK * BLOCK))
+    members = torch.where((best > 0).unsqueeze(-1), members, torch.zeros_like(members))
+    found, slot = members.flatten(1).topk(count, dim=1)
+    slot = slot.to(torch.int32)
+    rank = slot // (BLOCK * BLOCK)
+    inside = slot - rank * (BLOCK * BLOCK)
+    block = block.gather(1, rank.to(torch.int64)).to(torch.int32)
+    row, line = block // across, inside // BLOCK
+    flat = (row * BLOCK + line) * width + (block - row * across) * BLOCK + (inside - line * BLOCK)
+    return found, flat
 
 
 def _window_max(x: Tensor, radius: int) -> Tensor:
