@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_receipt import gpu_machine
 
 from matchrt.backends.tensorrt.backend import TensorRtBackend
+from matchrt.bench.receipt import now
 from matchrt.bundle import Bundle, read_bundle
 from matchrt.engines import EngineCache
 from matchrt.engines.build import BuildRequest, build_engines
 from matchrt.plugins import MatcherHooks, get_plugins
 from matchrt.runtime.engines import open_engines
 from matchrt.samples import sample_pairs
+from matchrt.workers.machine import machine_record, versions_of
 
 Tensors = dict[str, Any]
 
@@ -68,7 +69,9 @@ def main() -> int:
     receipt = {
         "what": "the TensorRT runtime's promises, tried on a GPU",
         "command": f"python benchmarks/gpu_runtime.py BUNDLE --precision {args.precision} --runs {args.runs}",
-        "machine": gpu_machine(),
+        "date": now(),
+        "machine": machine_record(),
+        "versions": versions_of(),
         "bundle": {"matcher": f"{identity.id}:{identity.variant}", "sha256": bundle.sha256, "network": name},
         "precision": args.precision,
         "passed": passed,
@@ -92,9 +95,9 @@ def network_inputs(bundle: Bundle, hooks: MatcherHooks) -> list[dict[str, np.nda
     """Inputs of the last step's network for both sample pairs, from the steps before it in onnxruntime on the CPU."""
     from matchrt.backends.onnxruntime import OnnxRuntimeBackend
     from matchrt.images.read import read_image
-    from matchrt.runtime.matcher import _resolve
+    from matchrt.runtime.matcher import settings_of
 
-    settings = _resolve(hooks, bundle, {})
+    settings = settings_of(hooks, bundle, {})
     found = []
     opened = {n.name: OnnxRuntimeBackend().open(n.name, bundle.graph(n.name), {}) for n in bundle.manifest.networks}
     for pair in sample_pairs():

@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_receipt import gpu_machine
 
 from matchrt.backends.tensorrt.arrays import DeviceTensor, view
 from matchrt.backends.tensorrt.cuda import driver
 from matchrt.backends.tensorrt.memory import choose_memory
+from matchrt.bench.receipt import now
 from matchrt.errors import BackendError
+from matchrt.workers.machine import machine_record, versions_of
 
 
 def main() -> int:
@@ -41,7 +42,9 @@ def main() -> int:
     receipt = {
         "what": "torch's arrays and matchrt's, both ways, in place, on a GPU",
         "command": "python benchmarks/gpu_torch_arrays.py",
-        "machine": gpu_machine(),
+        "date": now(),
+        "machine": machine_record(),
+        "versions": versions_of(),
         "passed": passed,
         "checks": checks,
     }

@@ -6,13 +6,10 @@ the exported form: full conf matrix, full-resolution fine maps, unfold, one matc
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -395,17 +392,3 @@ def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
         return path
 
     return make
-
-
-@pytest.fixture(scope="session")
-def builder() -> ModuleType:
-    """The real builder behind core's own tests; it needs no GPU, and makes no runtime."""
-    pytest.importorskip("tensorrt_rtx")
-    if "rtx_builder" not in sys.modules:
-        path = Path(__file__).parents[2] / "core" / "graph" / "rtx_builder.py"
-        spec = importlib.util.spec_from_file_location("rtx_builder", path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["rtx_builder"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["rtx_builder"])
-    return sys.modules["rtx_builder"]

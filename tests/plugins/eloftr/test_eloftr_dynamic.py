@@ -129,9 +129,11 @@ def test_every_size_follows_the_rules_and_equals_its_own_graph(
 
 
 @pytest.mark.rtx
-def test_tensorrt_rtx_builds_the_range(model: onnx.ModelProto, builder: ModuleType) -> None:
+def test_tensorrt_rtx_builds_the_range(model: onnx.ModelProto, rtx_builder: ModuleType) -> None:
     prepared = prepare(model, Target(backend="tensorrt_rtx"), network="network").model
-    size, complaints = builder.build(prepared, {"pairs": (1, 1, 4), "height": (96, 192, 256), "width": (96, 256, 256)})
+    size, complaints = rtx_builder.build(
+        prepared, {"pairs": (1, 1, 4), "height": (96, 192, 256), "width": (96, 256, 256)}
+    )
     assert size > 100_000, complaints
 
 

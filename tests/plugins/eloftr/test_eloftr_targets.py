@@ -115,11 +115,11 @@ def test_half_matches_are_the_float32_matches(
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_tensorrt_rtx_builds_every_variant(
-    graph: Any, half: Any, builder: ModuleType, variant: str, precision: str
+    graph: Any, half: Any, rtx_builder: ModuleType, variant: str, precision: str
 ) -> None:
     """Parses and builds on a CPU. It says nothing about numbers or speed."""
     target = Target(backend="tensorrt_rtx")
     model = half(variant).model if precision == "fp16" else prepare(graph(variant), target, network="network").model
-    size, complaints = builder.build(model, {"pairs": (1, 1, 8)})
+    size, complaints = rtx_builder.build(model, {"pairs": (1, 1, 8)})
     assert size > 10_000_000, complaints
     assert complaints == []

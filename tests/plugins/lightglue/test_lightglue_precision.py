@@ -6,8 +6,7 @@ onnx's reference operators round every result to its type; onnxruntime's CPU pro
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -215,17 +214,10 @@ def test_keypoints_in_half_features_stay_near(
 @pytest.mark.rtx
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 @pytest.mark.parametrize("name", ["extractor", "matcher"])
-def test_tensorrt_rtx_builds_the_half_graph(name: str, prepared: dict[str, PreparedGraph]) -> None:
-    spec = importlib.util.spec_from_file_location(
-        "rtx_builder", Path(__file__).parents[2] / "core" / "graph" / "rtx_builder.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    builder = sys.modules.get("rtx_builder") or importlib.util.module_from_spec(spec)
-    if "rtx_builder" not in sys.modules:
-        sys.modules["rtx_builder"] = builder
-        spec.loader.exec_module(builder)
+def test_tensorrt_rtx_builds_the_half_graph(
+    name: str, prepared: dict[str, PreparedGraph], rtx_builder: ModuleType
+) -> None:
     axes = {"images": (1, 2, 2), "height": (96, 128, 256), "width": (96, 128, 256), "pairs": (1, 1, 2)}
-    size, complaints = builder.build(prepared[name].model, axes)
+    size, complaints = rtx_builder.build(prepared[name].model, axes)
     assert size > 100_000, complaints
-    assert builder.warnings() == []
+    assert rtx_builder.warnings() == []

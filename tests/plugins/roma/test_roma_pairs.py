@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -122,10 +122,15 @@ def test_a_frozen_number_of_pairs_leaves_no_trace_of_the_axis(
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize(("name", "part"), PARTS)
 def test_tensorrt_rtx_builds(
-    name: str, part: str, precision: str, batch: Range | None, opened: Callable[[str], Any]
+    name: str,
+    part: str,
+    precision: str,
+    batch: Range | None,
+    opened: Callable[[str], Any],
+    rtx_builder: ModuleType,
 ) -> None:
     model = prepared(opened(name), part, Target(backend="tensorrt_rtx", precision=precision), batch)
-    size, complaints = _rtx_builder().build(model, {"pairs": (1, 1, 3)})
+    size, complaints = rtx_builder.build(model, {"pairs": (1, 1, 3)})
     assert size > 10_000, complaints
 
 
@@ -172,15 +177,3 @@ def test_a_fixed_bundle_names_the_setting(opened: Callable[[str], Any]) -> None:
     with pytest.raises(UsageError, match="fixed to") as caught:
         axis_ranges(fixed, batch=Range(4, 4, 4))
     assert "--set pairs=4" in str(caught.value.hint)
-
-
-def _rtx_builder() -> Any:
-    """The helper of the graph room, loaded once for the process."""
-    if "rtx_builder" not in sys.modules:
-        path = Path(__file__).parents[2] / "core" / "graph" / "rtx_builder.py"
-        spec = importlib.util.spec_from_file_location("rtx_builder", path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["rtx_builder"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["rtx_builder"])
-    return sys.modules["rtx_builder"]

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 import onnx
@@ -157,19 +155,8 @@ def test_without_the_rules_the_gaussian_process_is_lost(graphs: dict[str, onnx.M
 @pytest.mark.rtx
 @pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="tensorrt_rtx is not installed")
 @pytest.mark.parametrize("name", NAMES)
-def test_tensorrt_rtx_builds_the_half_graph(name: str, prepared: dict[str, PreparedGraph]) -> None:
-    builder = _rtx_builder()
-    size, complaints = builder.build(prepared[name].model)
+def test_tensorrt_rtx_builds_the_half_graph(
+    name: str, prepared: dict[str, PreparedGraph], rtx_builder: ModuleType
+) -> None:
+    size, complaints = rtx_builder.build(prepared[name].model)
     assert size > 10_000, complaints
-
-
-def _rtx_builder() -> Any:
-    """The helper of the graph room, loaded once for the process."""
-    if "rtx_builder" not in sys.modules:
-        path = Path(__file__).parents[2] / "core" / "graph" / "rtx_builder.py"
-        spec = importlib.util.spec_from_file_location("rtx_builder", path)
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["rtx_builder"] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules["rtx_builder"])
-    return sys.modules["rtx_builder"]

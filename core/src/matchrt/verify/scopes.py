@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -147,7 +146,13 @@ class Graph:
         if not paths:
             return ""
         parts = [p.split(".") if p else [] for p in paths]
-        return ".".join(os.path.commonprefix(parts))
+        common = parts[0]
+        for other in parts[1:]:
+            length = next(
+                (i for i, (a, b) in enumerate(zip(common, other, strict=False)) if a != b), min(len(common), len(other))
+            )
+            common = common[:length]
+        return ".".join(common)
 
     def names_of(self, nodes: Collection[int]) -> tuple[str, ...]:
         """Names of those of `nodes` that compute floats, with their operators."""

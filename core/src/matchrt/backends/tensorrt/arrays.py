@@ -175,3 +175,18 @@ def _writer_stream(value: Any, interface: dict[str, Any]) -> int | None:
     if torch is not None and isinstance(value, torch.Tensor):
         return int(torch.cuda.current_stream(value.device).cuda_stream)
     return None
+
+
+def as_dtype(array: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
+    """`array` as the engine wants it. Integers may change width if every value fits (TensorRT 8 has no int64); floats may not.
+
+    Raises `BackendError`.
+    """
+    if array.dtype == dtype:
+        return array
+    if array.dtype.kind in "iu" and dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        if array.size == 0 or (int(array.min()) >= info.min and int(array.max()) <= info.max):
+            return array.astype(dtype)
+        raise BackendError(f"{what} has values that do not fit into {dtype}")
+    raise BackendError(f"{what} is {array.dtype}, the engine takes {dtype}")

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -145,6 +146,41 @@ class PycudaMemory:
         """Page-locked host memory."""
         array = self._inside(lambda: self._cuda.pagelocked_empty(max(nbytes, 1), np.uint8))
         return Block(int(array.ctypes.data), nbytes, array)
+
+
+@dataclass
+class Pool:
+    """Device memory for outputs, by size; what was handed out comes back when its `DeviceTensor` dies, in any thread."""
+
+    memory: Memory
+    free: dict[int, list[Block]] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closed: bool = False
+
+    def take(self, nbytes: int) -> Block:
+        """Memory of exactly `nbytes`, used before if there is some."""
+        with self.lock:
+            spare = self.free.get(nbytes)
+            if spare:
+                return spare.pop()
+        return self.memory.device(nbytes)
+
+    def give_back(self, block: Block) -> None:
+        """Keep it for the next that asks; free it if the pool is closed."""
+        with self.lock:
+            if not self.closed:
+                self.free.setdefault(block.nbytes, []).append(block)
+                return
+        block.free()
+
+    def close(self) -> None:
+        """Free what is not handed out; the rest is freed when it comes back."""
+        with self.lock:
+            self.closed = True
+            spare = [b for blocks in self.free.values() for b in blocks]
+            self.free.clear()
+        for block in spare:
+            block.free()
 
 
 PROVIDERS: dict[str, Callable[[Driver], Memory]] = {

@@ -10,17 +10,17 @@ import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from matchrt.backends.clock import Clock, DriverClock
 from matchrt.backends.tensorrt._api import TrtApi
-from matchrt.backends.tensorrt.arrays import DeviceTensor, is_device_array, view
+from matchrt.backends.tensorrt.arrays import DeviceTensor, as_dtype, is_device_array, view
 from matchrt.backends.tensorrt.builder import dtype_name
 from matchrt.backends.tensorrt.cuda import Driver, driver
-from matchrt.backends.tensorrt.memory import Block, Memory, choose_memory
+from matchrt.backends.tensorrt.memory import Block, Pool, choose_memory
 from matchrt.errors import BackendError
 
 _MAX_GRAPHS = 8
@@ -103,43 +103,6 @@ class _Stage:
     event: int
 
 
-@dataclass
-class _Pool:
-    """Device memory for outputs, by size; what was handed out comes back when its `DeviceTensor` dies, in any thread."""
-
-    memory: Memory
-    free: dict[int, list[Block]] = field(default_factory=dict)
-    all: list[Block] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    closed: bool = False
-
-    def take(self, nbytes: int) -> Block:
-        with self.lock:
-            spare = self.free.get(nbytes)
-            if spare:
-                return spare.pop()
-        block = self.memory.device(nbytes)
-        with self.lock:
-            self.all.append(block)
-        return block
-
-    def give_back(self, block: Block) -> None:
-        with self.lock:
-            if not self.closed:
-                self.free.setdefault(block.nbytes, []).append(block)
-                return
-        block.free()
-
-    def close(self) -> None:
-        """Free what is not handed out; the rest is freed when it comes back."""
-        with self.lock:
-            self.closed = True
-            spare = [b for blocks in self.free.values() for b in blocks]
-            self.free.clear()
-        for block in spare:
-            block.free()
-
-
 class TensorRtSession:
     """One execution context. Numpy or device arrays in; numpy (`run`) or device arrays (`run_on_device`) out.
 
@@ -155,7 +118,7 @@ class TensorRtSession:
         self._stages: dict[str, _Stage] = {}
         self._host: dict[str, np.ndarray] = {}
         self._results: dict[str, Block] = {}
-        self._pool = _Pool(self._memory)
+        self._pool = Pool(self._memory)
         self._shapes: dict[str, Shape] = {}
         self._graphs: OrderedDict[Any, int | None] = OrderedDict()
         self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
@@ -422,18 +385,3 @@ def _describe(api: TrtApi, engine: Any) -> list[_Tensor]:
         dtype = np.dtype(dtype_name(engine.get_tensor_dtype(name)))
         tensors.append(_Tensor(name, dtype, is_input, on_host, shape, bounds))
     return tensors
-
-
-def as_dtype(array: np.ndarray, dtype: np.dtype[Any], what: str) -> np.ndarray:
-    """`array` as the engine wants it. Integers may change width if every value fits (TensorRT 8 has no int64); floats may not.
-
-    Raises `BackendError`.
-    """
-    if array.dtype == dtype:
-        return array
-    if array.dtype.kind in "iu" and dtype.kind in "iu":
-        info = np.iinfo(dtype)
-        if array.size == 0 or (int(array.min()) >= info.min and int(array.max()) <= info.max):
-            return array.astype(dtype)
-        raise BackendError(f"{what} has values that do not fit into {dtype}")
-    raise BackendError(f"{what} is {array.dtype}, the engine takes {dtype}")
