@@ -153,14 +153,16 @@ def prepare(folder: Path, sizes: list[tuple[int, int]]) -> None:
     import torch
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "plugins" / "eloftr"))
-    from conftest import calibrate, randomise, shifted_pair
+    from conftest import shifted_pair
 
     from matchrt_eloftr.networks import EfficientLoFTR, GraphSettings, prepare_for_export
     from matchrt_eloftr.networks.network import INPUTS, OUTPUTS
+    from matchrt_eloftr.random_weights import calibrate, randomise
 
     small = (256, 320)
     network = EfficientLoFTR(GraphSettings(small, small))
-    randomise(network, 0)
+    torch.manual_seed(0)
+    randomise(network)
     state = calibrate(network, *shifted_pair(*small, (16, 8))).state_dict()
     torch.save(state, folder / "weights.pt")
     for size in sizes:

@@ -13,6 +13,7 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ from matchrt.workers.machine import machine_record, versions_of
 Tensors = dict[str, Any]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the checks; exit code 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--precision", default="fp32")
     parser.add_argument("--runs", type=int, default=10_000)
+    parser.add_argument("--memory", help="provider of device memory; by default the session's choice")
     parser.add_argument("--save", type=Path)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     bundle = read_bundle(args.bundle)
     plugins = get_plugins()
     hooks = MatcherHooks(plugins, plugins.matcher(bundle.manifest.matcher.id))
@@ -47,14 +50,15 @@ def main() -> int:
     backend = plugins.backends["tensorrt"]
 
     def session(**options: Any) -> Any:
-        return open_engines(bundle, hooks, backend, args.precision, options)[name].session()
+        chosen = {**({"memory": args.memory} if args.memory else {}), **options}
+        return open_engines(bundle, hooks, backend, args.precision, chosen)[name].session()
 
     for title, check in (
         ("cuda_graph", lambda: cuda_graph(session, inputs)),
         ("zero_copy_cupy", lambda: zero_copy_cupy(session, inputs)),
         ("zero_copy_cuda_core", lambda: zero_copy_cuda_core(session, inputs)),
         ("providers", lambda: providers(session, inputs)),
-        ("threads", lambda: threads(bundle, hooks, backend, args.precision, name, inputs)),
+        ("threads", lambda: threads(session(), inputs, min(300, args.runs))),
         ("many_runs", lambda: many_runs(session, inputs, args.runs)),
     ):
         begin = time.perf_counter()
@@ -254,17 +258,16 @@ def providers(session: Any, inputs: list[Tensors]) -> Tensors:
     return {"passed": "DIFFERENT" not in found.values() and found["cuda-python"] == "equal", "answers": found}
 
 
-def threads(bundle: Bundle, hooks: Any, backend: Any, precision: str, name: str, inputs: list[Tensors]) -> Tensors:
-    """Two threads on one engine, each with its own session and inputs, 300 runs each: the answers of one thread alone."""
-    engine = open_engines(bundle, hooks, backend, precision, {})[name]
-    alone = engine.session()
+def threads(alone: Any, inputs: list[Tensors], runs: int) -> Tensors:
+    """Two threads on one engine, each with its own session and inputs, `runs` each: the answers of one thread alone."""
+    engine = alone._owner
     expected = [alone.run(i) for i in inputs]
     wrong, errors = [0, 0], []
 
     def work(index: int) -> None:
         try:
             session = engine.session()
-            for _ in range(300):
+            for _ in range(runs):
                 wrong[index] += not equal(session.run(inputs[index]), expected[index])
         except Exception as error:
             errors.append(repr(error))
@@ -274,7 +277,7 @@ def threads(bundle: Bundle, hooks: Any, backend: Any, precision: str, name: str,
         t.start()
     for t in running:
         t.join()
-    return {"passed": not errors and wrong == [0, 0], "runs": 600, "wrong": wrong, "errors": errors}
+    return {"passed": not errors and wrong == [0, 0], "runs": 2 * runs, "wrong": wrong, "errors": errors}
 
 
 def many_runs(session: Any, inputs: list[Tensors], runs: int) -> Tensors:
@@ -300,17 +303,14 @@ def many_runs(session: Any, inputs: list[Tensors], runs: int) -> Tensors:
 
 
 def memory() -> dict[str, float]:
-    import ctypes
-
-    from matchrt.backends.cuda_probe import load_driver
     from matchrt.backends.tensorrt.cuda import driver
 
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    with driver(0).current():
-        load_driver().cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    cuda = driver(0)
+    with cuda.current():
+        used = cuda.memory_in_use()
     status = Path("/proc/self/status").read_text()
     resident = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
-    return {"device_mib": round((total.value - free.value) / 2**20, 2), "resident_mib": round(resident / 2**10, 2)}
+    return {"device_mib": round(used / 2**20, 2), "resident_mib": round(resident / 2**10, 2)}
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ def race(bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
     from matchrt.backends.onnxruntime import OnnxRuntimeBackend
     from matchrt.bundle import read_bundle
     from matchrt.export.check import run_network
+    from matchrt.export.weights import random_weights
     from matchrt.images.read import read_image
     from matchrt.plugins import MatcherHooks, get_plugins
     from matchrt.samples import sample_pairs
@@ -128,9 +129,7 @@ def race(bundle: Path, options: argparse.Namespace) -> dict[str, Any]:
     variant = spec.variant(read_bundle(bundle).manifest.matcher.variant)
     chosen = {"size": options.size, "upsample_size": options.upsample_size}
     settings = resolve(spec.settings, ("flag", chosen), environment={})
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        network = hooks.build_network(variant, settings)
+    network, _ = random_weights(hooks, variant, settings, 1)
     parts = {n.name: network.get_submodule(n.module_path) for n in spec.networks_of(variant)}
     kept = torch.nn.Module()  # parts made once, as a user's script would
     for name, part in parts.items():

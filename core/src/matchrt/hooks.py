@@ -110,6 +110,15 @@ def build_network(matcher: MatcherSpec, variant: Variant, settings: Settings) ->
     """
 
 
+@hookspec(firstresult=True)
+def random_weights(matcher: MatcherSpec, variant: Variant, settings: Settings, network: torch.nn.Module) -> bool | None:
+    """Fill `network` in place with random weights on which it behaves as with trained ones, and return True. Kind: first.
+
+    For `--random-weights`; values come from torch's global generator, which core seeds. Initial values seldom do: features are
+    nearly constant, and what is chosen by them is chosen by rounding errors. None keeps them.
+    """
+
+
 @hookspec
 def onnx_patches(matcher: MatcherSpec, network: torch.nn.Module, target: Target) -> Sequence[Patch]:
     """Reversible replacements that make `network` exportable for `target`. Kind: all, owner first."""
@@ -169,6 +178,7 @@ STAGE_HOOKS = (
     "weight_rules",
     "settings_from_weights",
     "build_network",
+    "random_weights",
     "onnx_patches",
     "example_inputs",
     "graph_passes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import shutil
 import subprocess
@@ -14,7 +15,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from matchrt.backends import cuda_probe
+from matchrt.backends.tensorrt import _api, backend
 from matchrt.backends.tensorrt import cuda as cuda_module
+from matchrt.engines import build as build_module
 
 HERE = Path(__file__).parent
 
@@ -93,3 +97,20 @@ def conv_graph(save_graph: Save) -> Path:
     ]
     x, y = (TensorProto.FLOAT, ["b", 3, 16, 16]), (TensorProto.FLOAT, ["b", 8, 14, 14])
     return save_graph(nodes, {"x": x}, {"y": y}, {"w": weight}, "conv")
+
+
+@pytest.fixture(params=["tensorrt-8.6.1", "tensorrt-11.4.0.106"])
+def tensorrt(
+    request: pytest.FixtureRequest, stand_in: Any, fake_cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """The backend `tensorrt` with a stand-in release under it, and a cache of its own."""
+    module = stand_in.make(stand_in.tables()[request.param], fake_cuda)
+    api = _api.adapt("tensorrt", module)
+    found = cuda_probe.probe_with(lambda: fake_cuda)
+    for place in (backend, build_module):
+        monkeypatch.setattr(place, "probe", lambda: found)
+    monkeypatch.setattr(backend, "load_api", lambda name: api)
+    monkeypatch.setattr(backend.TensorRtBackend, "isolates", False)
+    monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
+    yield module
+    gc.collect()

@@ -39,6 +39,7 @@ RECEIVERS: dict[str, dict[str, str]] = {
         "runtime": "Runtime",
         "engine": "ICudaEngine",
         "self._context": "IExecutionContext",
+        "context": "IExecutionContext",
     },
 }
 """How our code calls the binding's objects: by these names in these files, and by no other."""

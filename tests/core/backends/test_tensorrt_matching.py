@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from PIL import Image
 
 import matchrt
 from matchrt.backends import cuda_probe
-from matchrt.backends.tensorrt import _api, backend
+from matchrt.backends.tensorrt import backend
 from matchrt.backends.tensorrt.arrays import DeviceTensor
 from matchrt.backends.tensorrt.cuda import CudaError, Driver, driver
 from matchrt.backends.tensorrt.runtime import TensorRtSession
@@ -21,30 +20,13 @@ from matchrt.bundle import read_bundle
 from matchrt.engines import CorruptEngineError, EngineCache
 from matchrt.engines import build as build_module
 from matchrt.engines.profiles import Range
-from matchrt.errors import EnvironmentLackError, UsageError
+from matchrt.errors import BackendError, EnvironmentLackError, UsageError
 from matchrt.images.read import read_image
 from matchrt.plugins import MatcherHooks, get_plugins
 from matchrt.runtime.steps import run_steps
 from matchrt.workers.timing import STAGES, BundleRun, measure
 
 IMAGES = [np.random.default_rng(s).integers(0, 255, (90, 120), np.uint8) for s in (1, 2)]
-
-
-@pytest.fixture(params=["tensorrt-8.6.1", "tensorrt-11.4.0.106"])
-def tensorrt(
-    request: pytest.FixtureRequest, stand_in: Any, fake_cuda: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Any]:
-    """The backend `tensorrt` with a stand-in release under it, and a cache of its own."""
-    module = stand_in.make(stand_in.tables()[request.param], fake_cuda)
-    api = _api.adapt("tensorrt", module)
-    found = cuda_probe.probe_with(lambda: fake_cuda)
-    for place in (backend, build_module):
-        monkeypatch.setattr(place, "probe", lambda: found)
-    monkeypatch.setattr(backend, "load_api", lambda name: api)
-    monkeypatch.setattr(backend.TensorRtBackend, "isolates", False)
-    monkeypatch.setenv("MATCHRT_CACHE", str(tmp_path / "cache"))
-    yield module
-    gc.collect()
 
 
 def tensors(matcher: matchrt.Matcher, wanted: Any = ()) -> dict[str, np.ndarray]:
@@ -264,6 +246,32 @@ def test_the_engine_is_timed_by_events_on_the_device_alone(
         for mode in ("host", "stages", "stream"):
             assert measure(timed, mode, runs=1)["all"][0] > 0
         assert set(measure(timed, "stages", runs=1)) == {"all", *STAGES}
+
+
+@pytest.mark.parametrize("tensorrt", ["tensorrt-8.6.1"], indirect=True)
+def test_layers_are_timed_by_tensorrts_profiler(tensorrt: Any, fixed_bundle: Path, tmp_path: Path) -> None:
+    """A network that runs once for each image counts twice, a name that comes twice too. The stand-in's layers take 1, 2, 3 … µs."""
+    files = [(str(tmp_path / "a.png"), str(tmp_path / "b.png"))]
+    for path, image in zip(files[0], IMAGES, strict=True):
+        Image.fromarray(image).save(path)
+    options = {"memory": "driver", "layer_times": True}
+    with matchrt.load(fixed_bundle, backend="tensorrt", options=options) as matcher:
+        timed = BundleRun(matcher, files, batch=1, workers=1, lanes=1, stream_pairs=1)
+        found = timed.layers(3)
+        assert all(not s._graphs for s in timed.sessions.values())
+    assert set(found) == {"extractor", "matcher"}
+    for network, steps in (("extractor", 2), ("matcher", 1)):
+        wanted: dict[str, float] = {}
+        (made,) = [n for n in tensorrt.world.networks if {t.name for t in n._layers} == set(found[network])]
+        for number, layer in enumerate(made._layers, start=1):
+            wanted[layer.name] = wanted.get(layer.name, 0.0) + steps * number * 1e-6
+        assert len(wanted) > 10
+        assert list(found[network]) == list(wanted)
+        assert found[network] == pytest.approx(wanted)
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+        timed = BundleRun(matcher, files, batch=1, workers=1, lanes=1, stream_pairs=1)
+        with pytest.raises(BackendError, match="option layer_times"):
+            timed.layers(1)
 
 
 def test_the_driver_tells_the_memory_in_use(fake_cuda: Any) -> None:

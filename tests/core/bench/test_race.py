@@ -18,7 +18,7 @@ from matchrt.bench.inputs import fit_size
 from matchrt.bench.race import Course, Entry, race, rounds_and_runs
 from matchrt.bench.receipt import append_run, command_line, read_receipt
 from matchrt.bench.stats import log_slope, quantile, summary
-from matchrt.bench.table import COLUMNS, compare, groups, growth, rows, used_columns
+from matchrt.bench.table import COLUMNS, compare, groups, growth, layer_rows, rows, used_columns
 from matchrt.errors import UsageError
 from matchrt.workers.client import Opened
 from matchrt.workers.memory import DeviceWatch, host_peak
@@ -76,6 +76,8 @@ class FakeWorker:
         self.ended = True
 
     def open(self, bundle: Path, **how: Any) -> Opened:
+        if how["options"].get("layer_times"):
+            self.log.append((self.name, "open for layers"))
         if self.name == self.crash:
             raise UsageError("it will not start", hint="try another")
         return Opened(
@@ -89,6 +91,9 @@ class FakeWorker:
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         if command == "prepare":
             return {"modes": ["engine", "host", "stream"], "first_call": 0.5, "clock": "wall", "inputs": {}}
+        if command == "layers":
+            self.log.append((self.name, "layers"))
+            return {"layers": {"net": [["a", 0.001], ["b", 0.004], ["c", 0.002], ["d", 0.003]]}}
         if arguments["mode"] == "host" and self.name == "torch":
             raise UsageError("no host arrays")
         if "runs" in arguments and arguments["runs"] > 1:
@@ -157,6 +162,23 @@ def test_a_mode_that_fails_is_left_out_and_the_rest_is_timed(fake: type[FakeWork
     (compiled,) = race(contenders, Course(pairs=[], rounds=3, seconds=1.5))
     assert set(compiled.samples) == {"engine", "host"}
     assert "one thread" in compiled.left_out["stream"]
+
+
+def test_layers_are_timed_apart_after_all_rounds(fake: type[FakeWorker], fixed_bundle: Path) -> None:
+    found = entries(fixed_bundle, layers=2)
+    own = fake.log.index(("onnxruntime fp32", "open for layers"))
+    assert fake.log[own - 1][1] == "end", "while others wait to be timed, or hold memory"
+    assert fake.log[own + 1 :] == [("onnxruntime fp32", "layers"), ("onnxruntime fp32", "end")]
+    assert found[0].record()["layers"] == {
+        "net": {"count": 4, "seconds": pytest.approx(0.01), "slowest": [["b", 0.004], ["d", 0.003]]}
+    }
+    assert all("layers" not in e.record() for e in found[1:])
+    (b, d, others) = layer_rows([found[0].record()])
+    assert (b[1:], d[2:], others[2:]) == (
+        ("net", "b", "4", "40 %"),
+        ("d", "3", "30 %"),
+        ("other layers", "3", "30 %"),
+    )
 
 
 def test_ratios_are_of_medians_within_a_group(fake: type[FakeWorker], fixed_bundle: Path) -> None:

@@ -76,8 +76,7 @@ class KitBackend:
         if how == "fail":
             raise BackendError("the kit refuses", hint="as it was told")
         if how == "sleep":
-            Path(os.environ["MATCHRT_KIT_MARK"]).write_text(str(os.getpid()))
-            time.sleep(60)
+            _sleep(job.network)
         payload = b"built " + job.graph.read_bytes()[:1000]
         return BuildOutput(
             payload=payload, io=IO, messages=("careful",), notes=("by the kit",), timing_cache=job.timing_cache + b"t"
@@ -85,6 +84,24 @@ class KitBackend:
 
     def merge_timing(self, theirs: bytes, fresh: bytes) -> bytes:
         return theirs + fresh
+
+
+def _sleep(network: str) -> None:
+    """Leave a mark with the process's id, then sleep; the network that is to fail does so once another sleeps."""
+    marks = Path(os.environ["MATCHRT_KIT_MARKS"])
+    if network == os.environ.get("MATCHRT_KIT_FAILS"):
+        while not pids(marks):
+            time.sleep(0.02)
+        raise BackendError("the kit refuses", hint="as it was told")
+    writing = marks / f".{network}"
+    writing.write_text(str(os.getpid()))
+    writing.rename(marks / network)
+    time.sleep(60)
+
+
+def pids(marks: Path) -> list[int]:
+    """Ids of the processes that left a mark."""
+    return [int(p.read_text()) for p in marks.iterdir() if not p.name.startswith(".")]
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -203,25 +204,44 @@ def test_an_isolated_builds_error_comes_out_as_it_was(kit: Any, job: BuildJob, m
     assert caught.value.hint == "as it was told"
 
 
-def test_ctrl_c_ends_an_isolated_build(
-    kit: Any, job: BuildJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
-
-    mark = tmp_path / "mark"
+@pytest.fixture
+def marks(tmp_path: Path, job: BuildJob, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the kit's builds, which sleep for a minute, leave the ids of their processes. With `job` the kit is found there."""
+    folder = tmp_path / "marks"
+    folder.mkdir()
     monkeypatch.setenv("MATCHRT_KIT", "sleep")
-    monkeypatch.setenv("MATCHRT_KIT_MARK", str(mark))
+    monkeypatch.setenv("MATCHRT_KIT_MARKS", str(folder))
+    return folder
+
+
+def press_ctrl_c(kit: Any, marks: Path, builds: int) -> None:
+    """In this process, once so many builds sleep."""
 
     def interrupt() -> None:
-        while not mark.exists() or not mark.read_text():
+        while len(kit.pids(marks)) < builds:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    threading.Thread(target=interrupt).start()
+    threading.Thread(target=interrupt, daemon=True).start()
+
+
+def are_gone(kit: Any, marks: Path) -> None:
+    for pid in kit.pids(marks):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_a_builder_that_cannot_even_start_is_told(kit: Any, job: BuildJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "")
+    with pytest.raises(BackendError, match=r"builder process of network 'net'.*No module named 'engine_kit'"):
+        build_isolated(kit.KitBackend(), job, Silent())
+
+
+def test_ctrl_c_ends_an_isolated_build(kit: Any, job: BuildJob, tmp_path: Path, marks: Path) -> None:
+    press_ctrl_c(kit, marks, 1)
     with pytest.raises(KeyboardInterrupt):
         build_isolated(kit.KitBackend(), job, Silent())
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(mark.read_text()), 0)
+    are_gone(kit, marks)
     assert not list(tmp_path.glob(".work-*"))
 
 
@@ -241,29 +261,34 @@ def test_networks_build_side_by_side_and_give_the_same(
         build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(), caches[1], jobs=0)
 
 
-def test_a_failure_ends_the_builds_beside_it(
-    bundle: Bundle, hooks: MatcherHooks, cache: EngineCache, kit: Any, job: BuildJob, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    """Ctrl-C arrives while both sleep: neither child outlives the call, and the cache holds nothing half-written."""
-    import threading
-
-    mark = tmp_path / "mark"
-    monkeypatch.setenv("MATCHRT_KIT", "sleep")
-    monkeypatch.setenv("MATCHRT_KIT_MARK", str(mark))
-
-    def interrupt() -> None:
-        while not mark.exists() or not mark.read_text():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    threading.Thread(target=interrupt).start()
+def test_ctrl_c_ends_builds_side_by_side(
+    bundle: Bundle, hooks: MatcherHooks, cache: EngineCache, kit: Any, marks: Path
+) -> None:
+    """Neither child outlives the call, and the cache holds nothing half-written."""
+    press_ctrl_c(kit, marks, 2)
     begin = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(), cache, jobs=2)
     assert time.monotonic() - begin < 50, "the kit sleeps for 60 s"
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(mark.read_text()), 0)
+    are_gone(kit, marks)
+    assert not cache.committed()
+
+
+def test_a_failure_ends_the_build_beside_it(
+    bundle: Bundle,
+    hooks: MatcherHooks,
+    cache: EngineCache,
+    kit: Any,
+    marks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MATCHRT_KIT_FAILS", "matcher")
+    begin = time.monotonic()
+    with pytest.raises(BackendError, match="the kit refuses"):
+        build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(), cache, jobs=2)
+    assert time.monotonic() - begin < 50, "the kit sleeps for 60 s"
+    assert len(kit.pids(marks)) == 1
+    are_gone(kit, marks)
     assert not cache.committed()
 
 

@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from matchrt.cli import run
 from matchrt.samples import sample_pairs
 from matchrt_eloftr.networks import Architecture, EfficientLoFTR, GraphSettings
 from matchrt_eloftr.networks.backbone import RepVGGBlock
 from matchrt_eloftr.networks.network import fuse_backbone
+from matchrt_eloftr.random_weights import calibrate, randomise
 
 SMALL = Architecture(dims=(16, 32, 64), blocks=(1, 1, 2), layers=1, heads=4, regress_channels=4)
 
@@ -57,45 +58,6 @@ def swap_halves(image: Tensor) -> Tensor:
     return torch.cat((right, left), dim=-1)
 
 
-def randomise(network: nn.Module, seed: int) -> None:
-    """Weights whose activations keep their scale, in place."""
-    torch.manual_seed(seed)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)
-        elif isinstance(module, nn.Linear):
-            nn.init.xavier_uniform_(module.weight)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0.0, 0.1)
-        elif isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0.0, 0.2)
-
-
-@torch.no_grad()
-def calibrate(network: EfficientLoFTR, image0: Tensor, image1: Tensor) -> EfficientLoFTR:
-    """Running statistics from one pass over the pair, so that coarse features tell cells apart."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    network.train()
-    network.pyramid(*_features_for_pyramid(network, image0, image1))
-    return network.eval().requires_grad_(False)
-
-
-def _features_for_pyramid(
-    network: EfficientLoFTR, image0: Tensor, image1: Tensor
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
-    coarse0, coarse1, middle, fine = network.features(image0, image1)
-    valid = None
-    if network.settings.valid == "input":
-        valid = torch.tensor([network.settings.size0], dtype=torch.int32)
-    coarse0, coarse1 = network.transform(coarse0, coarse1, valid, valid)
-    return coarse0, coarse1, middle, fine
-
-
 @pytest.fixture(scope="package", autouse=True)
 def one_thread() -> Iterator[None]:
     """Small tensors gain nothing from threads, and lose much on a busy machine."""
@@ -113,7 +75,8 @@ def make_network() -> Callable[..., EfficientLoFTR]:
         settings: GraphSettings, pair: tuple[Tensor, Tensor], *, small: bool = True, seed: int = 0
     ) -> EfficientLoFTR:
         network = EfficientLoFTR(settings, SMALL if small else Architecture())
-        randomise(network, seed)
+        torch.manual_seed(seed)
+        randomise(network)
         return calibrate(network, *pair)
 
     return make

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from matchrt_lightglue.networks import LightGlue, SuperPoint
+from matchrt_lightglue.random_weights import fill_extractor, fill_matcher
 
 Pair = tuple[Tensor, ...]
 """Arguments of `LightGlue.forward`."""
@@ -30,29 +31,12 @@ def published_keys() -> dict[str, dict[str, list[int]]]:
 
 @pytest.fixture(scope="session")
 def calibrate_matcher() -> Callable[[nn.Module], None]:
-    """Sets weights (cvg names) so that alike descriptors match with high scores and positions matter.
-
-    With untouched random weights no score reaches the usual threshold of 0.1, and every comparison is 0 == 0.
-    """
+    """Sets weights so that alike descriptors match with high scores and positions matter."""
 
     def calibrate(network: nn.Module) -> None:
-        generator = torch.Generator().manual_seed(5)
-        for name, tensor in network.state_dict().items():
-            noise = torch.randn(tensor.shape, generator=generator)
-            if name.endswith("final_proj.weight"):
-                tensor.copy_(12 * torch.eye(len(tensor)) + 0.02 * noise)
-            elif name.endswith("matchability.bias"):
-                tensor.fill_(3.0)
-            elif name == "posenc.Wr.weight":
-                tensor.copy_(3 * noise)
-            elif name.endswith("ffn.1.weight"):
-                tensor.copy_(1 + 0.1 * noise)
-            elif name.endswith("ffn.3.weight"):
-                tensor.copy_(noise * 0.1 * tensor.shape[-1] ** -0.5)  # else similarities of thousands drown in rounding
-            elif name.endswith(("Wqkv.weight", "to_qk.weight")):
-                tensor.copy_(noise * 5 * tensor.shape[-1] ** -0.5)  # attention that chooses
-            elif "confidence" not in name:
-                tensor.copy_(noise * (0.02 if tensor.ndim == 1 else 0.5 * tensor.shape[-1] ** -0.5))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            fill_matcher(network)
 
     return calibrate
 
@@ -115,15 +99,9 @@ def extractor() -> Callable[..., SuperPoint]:
 
 
 def calibrate_extractor(network: SuperPoint) -> None:
-    generator = torch.Generator().manual_seed(3)
-    for name, tensor in network.state_dict().items():
-        noise = torch.randn(tensor.shape, generator=generator)
-        fan = tensor[0].numel() if tensor.ndim > 1 else 1
-        tensor.copy_(noise * (2 / fan) ** 0.5 if tensor.ndim > 1 else 0.05 * noise)
-        if name == "convPb.weight":
-            tensor.mul_(6)
-        if name == "convPb.bias":
-            tensor[-1] = 4.0  # most cells should say "no point here"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        fill_extractor(network)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from romatch.models.transformer.dinov2 import DinoVisionTransformer
 from torch import nn
 
 from matchrt_roma.networks import Roma
+from matchrt_roma.random_weights import fill
 from matchrt_roma.settings import RomaConfig, RomaSettings
 
 TINY = {
@@ -32,31 +33,6 @@ TINY = {
 
 def tiny_config(grid: int = 8) -> RomaConfig:
     return RomaConfig(**TINY, vit_grid=grid)  # type: ignore[arg-type]
-
-
-def randomise(module: nn.Module, seed: int = 0, peak: float = 20.0) -> None:
-    """Weights that make every stage matter: random batch norm statistics, positions, scales and a peaked read-out."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in sorted(module.state_dict().items()):
-            if not tensor.is_floating_point():
-                tensor.fill_(12345)
-            elif name.endswith("running_var"):
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif name.endswith(("running_mean", "pos_embed", "cls_token", "mask_token")):
-                tensor.copy_(0.5 * torch.randn(tensor.shape, generator=generator))
-            elif name.endswith("gamma") or (name.endswith("weight") and tensor.ndim == 1):
-                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
-            elif name.endswith("pos_conv.weight"):
-                tensor.copy_(1.4 * torch.rand(tensor.shape, generator=generator) - 0.7)
-            elif tensor.ndim >= 2:
-                fan = tensor[0].numel()
-                gain = peak if "to_out" in name else 0.2 if "out_conv" in name else 1.4
-                tensor.copy_(gain * fan**-0.5 * torch.randn(tensor.shape, generator=generator))
-                if name.endswith(("to_out.weight", "out_conv.weight")):
-                    tensor[-1] *= 0.1 if "to_out" in name else 0.3  # certainty logits of a few units, not of tens
-            else:
-                tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
 
 
 class _Vgg(nn.Module):
@@ -180,9 +156,9 @@ def twins_of(config: RomaConfig, settings: RomaSettings, seed: int = 0, peak: fl
     """Both networks at any configuration; ours shares upstream's tensors instead of copying them."""
     high = settings.upsample_size
     theirs = upstream_matcher(config, settings.size[0], high[0] if high else None)
-    randomise(theirs, seed, peak)
+    fill(theirs, torch.Generator().manual_seed(seed), peak=peak, step=0.2)
     vit = theirs.encoder.dinov2_vitl14[0]
-    randomise(vit, seed + 1)
+    fill(vit, torch.Generator().manual_seed(seed + 1), peak=20.0, step=0.2)
     with torch.device("meta"):
         ours = Roma(settings, config)
     state = dict(theirs.state_dict()) | {f"dinov2.{name}": tensor for name, tensor in vit.state_dict().items()}

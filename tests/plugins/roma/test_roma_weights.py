@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from roma_oracle import make_twins
+from roma_oracle import make_twins, tiny_config
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
@@ -18,6 +18,8 @@ from matchrt.weights.account import account, load_into, network_state
 from matchrt.weights.apply import Remapped, remap
 from matchrt.weights.report import WeightReport
 from matchrt_roma.networks import Roma
+from matchrt_roma.random_weights import fill
+from matchrt_roma.settings import RomaSettings
 from matchrt_roma.weights import MASK_TOKEN_REASON, weight_rules
 
 DATA = Path(__file__).parent / "data"
@@ -200,3 +202,15 @@ def _hub_name(name: str) -> str:
     for short, long in (("q", "attention.query"), ("k", "attention.key"), ("v", "attention.value")):
         name = name.replace(f".attention.{short}_proj.", f".attention.{long}.")
     return name.replace(".attention.o_proj.", ".attention.output.dense.")
+
+
+def test_random_weights_fill_every_tensor_and_are_the_seeds() -> None:
+    settings = RomaSettings(recipe="upstream", size=(112, 112), upsample_size=(128, 128), leaf=40)
+    networks = [Roma(settings, tiny_config()) for _ in range(3)]
+    initial = {n: t.clone() for n, t in networks[0].state_dict().items()}
+    for network, seed in zip(networks, (1, 1, 2), strict=True):
+        fill(network, torch.Generator().manual_seed(seed))
+    states = [n.state_dict() for n in networks]
+    assert [n for n, t in states[0].items() if torch.equal(t, initial[n])] == []
+    assert all(torch.equal(t, states[1][n]) for n, t in states[0].items())
+    assert any(not torch.equal(t, states[2][n]) for n, t in states[0].items())

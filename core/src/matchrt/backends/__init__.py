@@ -81,6 +81,8 @@ class Session(Protocol):
     `DeviceArray`s by name; `run_steps` then hands tensors from network to network without copying them to the host.
     It may have `batch_bounds`, the fewest and most of the leading axis by input that it was built for, where that is less than the
     bundle allows.
+    A backend that can time layers takes the option `layer_times`, and its sessions then have `layer_times()`: median seconds by layer
+    over the runs so far (`matchrt.backends.layers`). Such a session is slower than others.
     """
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import onnxruntime
 
 from matchrt.backends import BackendInfo
 from matchrt.backends.building import BuildJob, BuildOutput, Identity, IoTensor
+from matchrt.backends.layers import LayerTimes
 from matchrt.errors import BackendError, EnvironmentLackError, UsageError
 from matchrt.model import Target
 from matchrt.progress import Progress, stage
@@ -42,7 +45,7 @@ _DTYPES = {
 
 
 class OnnxRuntimeBackend:
-    """Runs the bundle's ONNX as it is. Options: `provider` (cpu, cuda, tensorrt, rtx), `threads` (0: all cores)."""
+    """Runs the bundle's ONNX as it is. Options: `provider` (cpu, cuda, tensorrt, rtx), `threads` (0: all cores), `layer_times`."""
 
     name = "onnxruntime"
     isolates = False
@@ -115,6 +118,11 @@ class OnnxRuntimeBackend:
         if "store" in options:
             session_options.graph_optimization_level = _LEVELS[options["optimise"]]
             session_options.optimized_model_filepath = options["store"]
+        trace = None
+        if options.get("layer_times"):
+            trace = tempfile.TemporaryDirectory(prefix="matchrt-trace-")
+            session_options.enable_profiling = True
+            session_options.profile_file_prefix = str(Path(trace.name) / network)
         providers = _providers(str(options.get("provider", "cpu")))
         try:
             session = onnxruntime.InferenceSession(source, session_options, providers=providers)
@@ -126,21 +134,23 @@ class OnnxRuntimeBackend:
                 f"onnxruntime could not start {providers[0]} for network {network!r} and would fall back to {got}",
                 hint="choose --provider cpu, or install what the provider needs",
             )
-        return OnnxRuntimeEngine(network, session)
+        return OnnxRuntimeEngine(network, session, trace)
 
 
 class OnnxRuntimeEngine:
     """A loaded graph. onnxruntime's own session may be called by several threads at once."""
 
-    def __init__(self, network: str, session: onnxruntime.InferenceSession) -> None:
-        self._network = network
+    def __init__(
+        self, network: str, session: onnxruntime.InferenceSession, trace: tempfile.TemporaryDirectory[str] | None
+    ) -> None:
+        self._network, self._trace = network, trace
         self._session: onnxruntime.InferenceSession | None = session
 
     def session(self) -> OnnxRuntimeSession:
         """A session; all of an engine's sessions share its memory."""
         if self._session is None:
             raise BackendError(f"network {self._network!r} is closed")
-        return OnnxRuntimeSession(self._network, self._session)
+        return OnnxRuntimeSession(self._network, self._session, self._trace)
 
     def io(self) -> tuple[IoTensor, ...]:
         """Inputs and outputs as the graph declares them."""
@@ -165,8 +175,10 @@ class OnnxRuntimeEngine:
 class OnnxRuntimeSession:
     """Runs one network with numpy arrays."""
 
-    def __init__(self, network: str, session: onnxruntime.InferenceSession) -> None:
-        self._network = network
+    def __init__(
+        self, network: str, session: onnxruntime.InferenceSession, trace: tempfile.TemporaryDirectory[str] | None = None
+    ) -> None:
+        self._network, self._trace = network, trace
         self._session: onnxruntime.InferenceSession | None = session
         self._outputs = [o.name for o in session.get_outputs()]
         shapes = {i.name: i.shape for i in session.get_inputs()}
@@ -186,6 +198,20 @@ class OnnxRuntimeSession:
             ) from error
         return dict(zip(self._outputs, values, strict=True))
 
+    def layer_times(self) -> Mapping[str, float]:
+        """See `matchrt.backends.Session`; layers are the nodes that onnxruntime runs, copies included. It ends the recording.
+
+        Raises `BackendError` unless opened with the option `layer_times`, or when asked twice.
+        """
+        if self._session is None or self._trace is None:
+            raise BackendError(
+                f"network {self._network!r} was not opened with the option layer_times, or has told them"
+            )
+        events = json.loads(Path(self._session.end_profiling()).read_text("utf-8"))
+        self._trace.cleanup()
+        self._trace = None
+        return _node_times(events).medians()
+
     def close(self) -> None:
         """Let go of the engine."""
         self._session = None
@@ -202,6 +228,19 @@ def _providers(name: str) -> Sequence[str]:
             hint="install the onnxruntime build that does (for CUDA and TensorRT: onnxruntime-gpu)",
         )
     return [provider] if provider == CPU else [provider, CPU]
+
+
+def _node_times(events: Sequence[Mapping[str, Any]]) -> LayerTimes:
+    """From the trace that onnxruntime writes: kernels in the order of their ends, and a `model_run` after those of a run."""
+    times = LayerTimes()
+    for event in events:
+        name = str(event.get("name", ""))
+        if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+            operator = event.get("args", {}).get("op_name", "")
+            times.add(f"{name.removesuffix('_kernel_time')} [{operator}]", float(event["dur"]) / 1e6)
+        elif name == "model_run":
+            times.end_run()
+    return times
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from matchrt.workers.client import Opened
 
 SHARES: Mapping[str, float] = {"engine": 0.4, "host": 0.2, "stages": 0.2, "stream": 0.2}
 """How a contender's seconds are spent."""
-_LEAST_ROUNDS, _MOST_RUNS = 3, 500
+_LEAST_ROUNDS, _MOST_RUNS, _LAYER_RUNS = 3, 500, 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class Course:
     trust: Sequence[str] = ()
     checkpoints: Sequence[str] = ()
     sequential: bool = False
+    layers: int = 0
+    """How many of the slowest layers of each of our networks to tell; timed apart, after the rounds."""
     interpreters: Interpreters = field(default_factory=Interpreters)
 
 
@@ -58,6 +60,8 @@ class Entry:
     stream_pairs: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
     """Modes that it was not timed in, and why."""
+    layers: dict[str, Any] = field(default_factory=dict)
+    """By network: "count" of its layers, "seconds" of all, and the "slowest" with theirs."""
     error: dict[str, str | None] | None = None
 
     def record(self) -> dict[str, Any]:
@@ -88,6 +92,7 @@ class Entry:
             "times": {mode: self._summary(mode, parts) for mode, parts in self.samples.items()},
             "memory": self.memory,
             "left_out": dict(self.left_out),
+            **({"layers": self.layers} if self.layers else {}),
         }
 
     def _summary(self, mode: str, parts: Mapping[str, list[float]]) -> dict[str, Any]:
@@ -114,6 +119,10 @@ def race(contenders: Sequence[Contender], course: Course, progress: Progress | N
                 for entry in group:
                     if entry.error is None:
                         _attempt(entry, lambda e=entry: _read_memory(e))  # type: ignore[misc]
+    if course.layers:
+        for entry in entries:
+            if entry.error is None and not entry.contender.is_peer:
+                _time_layers(entry, course, progress)
     return entries
 
 
@@ -192,6 +201,21 @@ def _prepare(entry: Entry, course: Course) -> None:
             if mode == "engine" or worker.pid is None:
                 raise
             entry.left_out[mode] = error.message
+
+
+def _time_layers(entry: Entry, course: Course, progress: Progress) -> None:
+    """Open it once more, in a process of its own, so that timing layers slows nothing that was timed before."""
+    apart = Entry(replace(entry.contender, options={**entry.contender.options, "layer_times": True}))
+    with ExitStack() as stack:
+        try:
+            _open(apart, replace(course, warm_up=0.0, modes=()), stack, progress)
+            found = _worker(apart).ask("layers", runs=_LAYER_RUNS)["layers"]
+        except MatchrtError as error:
+            entry.left_out["layers"] = error.message
+            return
+    for network, times in found.items():
+        slowest = sorted(times, key=lambda layer: -layer[1])[: course.layers]
+        entry.layers[network] = {"count": len(times), "seconds": sum(t for _, t in times), "slowest": slowest}
 
 
 def _plan(worker: Worker, mode: str, budget: float, rounds: int) -> tuple[int, int]:

@@ -135,6 +135,17 @@ def part_rows(members: Sequence[Record]) -> Iterator[Row]:
                     yield member["label"], f"{name} {part}", _spread({"all": value})
 
 
+def layer_rows(members: Sequence[Record]) -> Iterator[Row]:
+    """(contender, network, layer, ms, share of the network's layers): the slowest layers, and what the others take together."""
+    for member in members:
+        for network, told in member.get("layers", {}).items():
+            slowest = told["slowest"]
+            rest = ("other layers", told["seconds"] - sum(t for _, t in slowest))
+            for layer, seconds in (*slowest, *([rest] if told["count"] > len(slowest) else [])):
+                share = _percent(_ratio(seconds, told["seconds"]))
+                yield member["label"], network, layer, milliseconds(seconds), share
+
+
 def used_columns(table: Sequence[Row]) -> list[int]:
     """Columns in which some row has something to say."""
     return [i for i in range(len(COLUMNS)) if any(row[i] for row in table)]

@@ -53,6 +53,9 @@ if TYPE_CHECKING:
 @click.option(
     "--sweep", metavar="AXIS[=A,B]", help="Print how time grows with batch, size, or a setting of the bundles."
 )
+@click.option(
+    "--layers", type=click.IntRange(0), default=0, metavar="N", help="Time the N slowest layers too, in a run apart."
+)
 @click.option("--sequential", is_flag=True, help="One contender after another: where memory does not hold all.")
 @click.option("--interpreter", "interpreters", multiple=True, metavar="BACKEND=PATH", help="Python for that backend.")
 @click.option("--threads", type=int, default=0, help="CPU threads of every contender; 0: their own choice.")
@@ -167,7 +170,7 @@ def _race(
 
 
 def _report(run: dict[str, Any], axis: str | None, as_json: bool) -> None:
-    from matchrt.bench.table import COLUMNS, Group, compare, groups, growth, part_rows, rows, used_columns
+    from matchrt.bench.table import COLUMNS, Group, compare, groups, growth, layer_rows, part_rows, rows, used_columns
 
     comparison = compare(run)
     lines = growth(run, axis) if axis else []
@@ -185,6 +188,9 @@ def _report(run: dict[str, Any], axis: str | None, as_json: bool) -> None:
         parts = list(part_rows(members))
         if parts:
             print_table(("contender", "part", "ms"), parts)
+        layers = list(layer_rows(members))
+        if layers:
+            print_table(("contender", "network", "layer", "ms", "share"), layers)
     for line in lines:
         click.echo(f"time grows as {axis}^{line['slope']:.2f}: {line['label']}")
     click.echo("ms: one pair, median (quartiles). * the best peer besides eager fp32.", err=True)

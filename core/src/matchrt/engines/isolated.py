@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -94,9 +95,14 @@ def _answer(folder: Path, job: BuildJob, code: int, tail: str) -> BuildOutput:
 def _main(folder: Path) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     threading.Thread(target=end_with_parent, daemon=True).start()
-    _work(folder, Relay(private_stdout()))
+    code = 0
+    try:
+        _work(folder, Relay(private_stdout()))
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     sys.stderr.flush()
-    os._exit(0)  # without the builder's own clean-up, whose threads may still be at work
+    os._exit(code)  # without the builder's own clean-up, whose threads may still be at work
 
 
 def _work(folder: Path, progress: Progress) -> None:

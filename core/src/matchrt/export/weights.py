@@ -48,11 +48,21 @@ class LoadedWeights:
 def random_weights(
     hooks: MatcherHooks, variant: Variant, settings: Settings, seed: int
 ) -> tuple[torch.nn.Module, LoadedWeights]:
-    """A network initialised from `seed`, the same on every run; the global random state is left alone."""
+    """A network with random weights of its plugin's choice (hook `random_weights`), the same for one `seed` on every run.
+
+    The global random state is left alone.
+    """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = hooks.build_network(variant, settings)
-    return network, LoadedWeights((), seed, "none: random weights", {})
+        network = initial_network(hooks, variant, settings, seed)
+        torch.manual_seed(seed)  # whatever building took from it
+        hooks.random_weights(variant, settings, network)
+    return network.eval(), LoadedWeights((), seed, "none: random weights", {})
+
+
+def initial_network(hooks: MatcherHooks, variant: Variant, settings: Settings, seed: int) -> torch.nn.Module:
+    """The network as it is built, its initial values from `seed`; torch's random state is what that leaves."""
+    torch.manual_seed(seed)
+    return hooks.build_network(variant, settings)
 
 
 @dataclass(frozen=True)

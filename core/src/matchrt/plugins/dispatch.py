@@ -86,6 +86,10 @@ class MatcherHooks:
         network: torch.nn.Module = self._first("build_network", variant=variant, settings=settings)
         return network.eval()
 
+    def random_weights(self, variant: Variant, settings: Settings, network: torch.nn.Module) -> None:
+        """Random weights into `network`; its initial values stay where no plugin answers."""
+        self._call("random_weights", variant=variant, settings=settings, network=network)
+
     def onnx_patches(self, network: torch.nn.Module, target: Target) -> Sequence[Patch]:
         """All patches, the owner's first."""
         return self._joined("onnx_patches", network=network, target=target)

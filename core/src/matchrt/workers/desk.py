@@ -46,6 +46,7 @@ class Desk:
             "open_peer": self.open_peer,
             "prepare": self.prepare,
             "time": self.time,
+            "layers": self.layers,
             "memory": self.memory,
             "close": self.close,
         }
@@ -168,6 +169,12 @@ class Desk:
         if self._run is None:
             raise UsageError("nothing is ready to be timed in this worker")
         return {"samples": measure(self._run, mode, runs, seconds)}
+
+    def layers(self, runs: int) -> Answer:
+        """Seconds by network and layer; for a bundle opened with the option `layer_times`, and prepared."""
+        if not isinstance(self._run, BundleRun):
+            raise UsageError("no bundle is ready to be timed in this worker")
+        return {"layers": {n: list(times.items()) for n, times in self._run.layers(runs).items()}}
 
     def memory(self) -> Answer:
         """Peaks so far, in bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from itertools import cycle, islice, pairwise
@@ -86,6 +86,20 @@ class BundleRun:
     def calls(self, mode: str) -> Calls:
         """See the class."""
         return {"engine": self._engine, "host": self._host, "stages": self._stages, "stream": self._stream}[mode]()
+
+    def layers(self, runs: int) -> dict[str, Mapping[str, float]]:
+        """Median seconds in one call by network and layer; a network that runs twice in a call counts twice.
+
+        The matcher must have been opened with the option `layer_times`. Raises `UsageError` for a backend that times no layers.
+        """
+        sessions: Mapping[str, Any] = self.sessions
+        if any(not hasattr(s, "layer_times") for s in sessions.values()):
+            raise UsageError(f"backend {self.matcher.backend} does not time layers")
+        steps = Counter(s.network for s in self.matcher.manifest.steps)
+        for _ in range(runs):
+            run_chain(self.matcher.manifest, sessions, self._inputs, self.wanted)
+            self.clock.synchronize()
+        return {n: {k: t * steps[n] for k, t in s.layer_times().items()} for n, s in sessions.items()}
 
     def _engine(self) -> Calls:
         def issue(mark: Callable[[str], None]) -> None:

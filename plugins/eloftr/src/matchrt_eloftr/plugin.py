@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from matchrt.matches import Matches
     from matchrt.patches import Patch
     from matchrt.weights.rules import Rule
+    from matchrt_eloftr.networks import EfficientLoFTR
 
 MATCHRT_API_VERSION = 1
 
@@ -61,6 +62,15 @@ def build_network(matcher: MatcherSpec, variant: Variant, settings: Settings) ->
     from matchrt_eloftr.build import build
 
     return build(matcher, variant, settings)
+
+
+@hookimpl
+def random_weights(network: EfficientLoFTR) -> bool:
+    """Weights and statistics that tell cells apart."""
+    from matchrt_eloftr.random_weights import fill
+
+    fill(network)
+    return True
 
 
 @hookimpl

@@ -55,6 +55,15 @@ def build_network(variant: Variant, settings: Settings) -> torch.nn.Module:
 
 
 @hookimpl
+def random_weights(network: torch.nn.ModuleDict) -> bool:
+    """Weights that find keypoints and match them."""
+    from matchrt_lightglue.random_weights import fill
+
+    fill(network)
+    return True
+
+
+@hookimpl
 def onnx_patches(target: Target) -> Sequence[Patch]:
     """LayerNorm in explicit float32 where the opset has no operator for it."""
     from matchrt.patches import decomposed_layer_norm

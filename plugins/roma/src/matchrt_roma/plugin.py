@@ -55,6 +55,15 @@ def build_network(matcher: MatcherSpec, variant: Variant, settings: Settings) ->
 
 
 @hookimpl
+def random_weights(network: torch.nn.Module) -> bool:
+    """Weights with which every stage matters."""
+    from matchrt_roma.random_weights import fill
+
+    fill(network)
+    return True
+
+
+@hookimpl
 def onnx_patches(target: Target) -> Sequence[Patch]:
     """LayerNorm in explicit float32 where the opset has no operator for it."""
     from matchrt.patches import layer_norm_patches

@@ -15,6 +15,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+from matchrt.backends.layers import LayerTimes
 from matchrt.errors import BackendError, EnvironmentLackError
 from matchrt.progress import Progress
 
@@ -171,6 +172,10 @@ class TrtApi:
         """An `IProgressMonitor` that reports to `target`. Only with capability "progress"."""
         return _monitor_class(self.module)(target)
 
+    def profiler(self, target: LayerTimes) -> Any:
+        """An `IProfiler` that reports to `target`, for `IExecutionContext.profiler`."""
+        return _profiler_class(self.module)(target)
+
 
 @lru_cache(maxsize=2)
 def load_api(name: str) -> TrtApi:
@@ -242,3 +247,18 @@ def _monitor_class(trt: Any) -> Any:
             self._target.finished(phase_name)
 
     return ProgressMonitor
+
+
+def _profiler_class(trt: Any) -> Any:
+    class Profiler(trt.IProfiler):
+        """Reports to a `LayerTimes`."""
+
+        def __init__(self, target: LayerTimes) -> None:
+            trt.IProfiler.__init__(self)
+            self._target = target
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            """Called by TensorRT after each run, for every layer."""
+            self._target.add(layer_name, ms / 1e3)
+
+    return Profiler

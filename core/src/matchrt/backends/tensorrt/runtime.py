@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from matchrt.backends.clock import Clock, DriverClock
+from matchrt.backends.layers import LayerTimes
 from matchrt.backends.tensorrt._api import TrtApi
 from matchrt.backends.tensorrt.arrays import DeviceTensor, as_dtype, is_device_array, view
 from matchrt.backends.tensorrt.builder import dtype_name
@@ -29,7 +30,7 @@ Addresses = tuple[tuple[str, int], ...]
 
 
 class TensorRtEngine:
-    """A deserialised engine. Options: `device` (index), `memory` (provider), `cuda_graphs` (true or false)."""
+    """A deserialised engine. Options: `device` (index), `memory` (provider), `cuda_graphs` and `layer_times` (true or false)."""
 
     def __init__(self, api: TrtApi, network: str, runtime: Any, engine: Any, cuda: Driver, options: Mapping[str, Any]):
         self.network = network
@@ -122,6 +123,12 @@ class TensorRtSession:
         self._shapes: dict[str, Shape] = {}
         self._graphs: OrderedDict[Any, int | None] = OrderedDict()
         self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
+        self._layers: LayerTimes | None = None
+        if owner.options.get("layer_times"):
+            self._layers = LayerTimes()
+            self._profiler = owner.api.profiler(self._layers)  # TensorRT keeps no reference
+            context.profiler = self._profiler
+            self._use_graphs = False  # a replayed graph reports nothing
         self._done = owner.cuda.event()
         self._last_stream = 0
         # Last, because a session with a context has all that `close` frees.
@@ -135,6 +142,15 @@ class TensorRtSession:
     def clock(self) -> Clock:
         """For work on the calling thread's own stream."""
         return DriverClock(self._cuda)
+
+    def layer_times(self) -> Mapping[str, float]:
+        """See `matchrt.backends.Session`: layers as the engine has them after fusion, between events on the device.
+
+        Raises `BackendError` unless opened with the option `layer_times`.
+        """
+        if self._layers is None:
+            raise BackendError(f"network {self.network!r} was not opened with the option layer_times")
+        return self._layers.medians()
 
     def to_device(self, array: np.ndarray) -> DeviceTensor:
         """A copy of `array` on the device, in the order of the thread's own stream; done when this returns."""
@@ -337,6 +353,8 @@ class TensorRtSession:
     def _execute(self, stream: int) -> None:
         with self._owner.api.log.capture() as messages:
             done = self._context.execute_async_v3(stream)
+        if self._layers is not None:
+            self._layers.end_run()
         if not done:
             reasons = "; ".join(m.text for m in messages if m.severity in ("ERROR", "INTERNAL_ERROR"))
             shapes = ", ".join(f"{n} {list(s)}" for n, s in self._shapes.items())

@@ -9,7 +9,7 @@ import torch
 
 from matchrt.bundle.manifest import BundleManifest, SourceFile
 from matchrt.errors import WeightsError
-from matchrt.export.weights import load_weights, random_weights, read_weights
+from matchrt.export.weights import initial_network, load_weights, random_weights, read_weights
 from matchrt.model import Settings, Variant
 from matchrt.plugins import MatcherHooks
 from matchrt.settings import resolve
@@ -102,7 +102,8 @@ def _require_same_start(
     hooks: MatcherHooks, variant: Variant, settings: Settings, report: Mapping[str, object]
 ) -> None:
     """Raise `WeightsError` where a parameter that the checkpoint lacks starts at random, so that the bundle's value is not known."""
-    start, again = (network_state(random_weights(hooks, variant, settings, seed)[0]) for seed in (0, 1))
+    with torch.random.fork_rng(devices=[]):
+        start, again = (network_state(initial_network(hooks, variant, settings, seed)) for seed in (0, 1))
     random = [n for n in _allowed_names(report) if not torch.equal(start[n], again[n])]
     if random:
         raise WeightsError(

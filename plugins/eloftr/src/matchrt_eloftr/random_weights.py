@@ -1,0 +1,72 @@
+"""Random weights on which the network behaves as with trained ones: features that tell cells apart, few ties.
+
+PyTorch's own initial values give nearly constant features, so that cells are chosen by rounding errors: on photographs of 832x832
+one fine pixel in seven differs between float32 and float64.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from matchrt_eloftr.networks import EfficientLoFTR
+from matchrt_eloftr.networks.network import fuse_backbone
+
+_SIZE = (128, 160)
+
+
+def fill(network: EfficientLoFTR) -> None:
+    """Random weights from torch's own generator, and running statistics of pictures like photographs; in place."""
+    network.requires_grad_(False)
+    training = network
+    if network.backbone.layer0.deploy:
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # its own initial values are not wanted, and the same seed shall give the same weights
+            training = EfficientLoFTR(network.settings, network.architecture)
+    randomise(training)
+    calibrate(training.double(), *(dead_leaves().double() for _ in range(2)))
+    training.float()
+    if training is not network:
+        network.load_state_dict(fuse_backbone(training).state_dict())
+
+
+def randomise(network: nn.Module) -> None:
+    """Weights that keep the scale of activations, from torch's own generator; in place."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.1)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0.0, 0.2)
+
+
+@torch.no_grad()
+def calibrate(network: EfficientLoFTR, image0: Tensor, image1: Tensor) -> EfficientLoFTR:
+    """Running statistics of one pass over the pair, (1, 1, H, W) each; `network` itself, in eval mode."""
+    for norm in (m for m in network.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.reset_running_stats()
+        norm.momentum = None  # one pass: its statistics, not a moving average
+    network.train()
+    coarse0, coarse1, middle, fine = network.features(image0, image1)
+    valid = torch.tensor([image0.shape[-2:]], dtype=torch.int32) if network.settings.valid == "input" else None
+    coarse0, coarse1 = network.transform(coarse0, coarse1, valid, valid)
+    network.pyramid(coarse0, coarse1, middle, fine)
+    return network.eval().requires_grad_(False)
+
+
+def dead_leaves(count: int = 600) -> Tensor:
+    """(1, 1, 128, 160) float32 in [0, 1]: opaque rectangles of random sizes and greys, one over the other, whose edges and contrasts
+    are like a photograph's (the dead leaves model; Lee, Mumford and Huang 2001). Integers only, so it is the same everywhere."""
+    height, width = _SIZE
+    image = torch.zeros(_SIZE)
+    for _ in range(count):
+        bottom, right, grey, *draws = (int(torch.randint(n, ())) for n in (height, width, 256, 64, 64))
+        rows, columns = (min(60, 4096 // (draw + 1) ** 2) for draw in draws)
+        image[max(0, bottom - rows) : bottom + 1, max(0, right - columns) : right + 1] = grey
+    return image[None, None] / 255
