@@ -206,7 +206,7 @@ def race(run: Run) -> None:
             command = [run.args.torch, "-m", "matchrt", "bench", run.work / subject.name, "--backend", run.backend]
             options = ["--precision", "fp32" if run.args.tiny else "fp16", "--save", run.out / f"{name}.json"]
             timing = ["--seconds", "3", "--rounds", "5", "--warm-up", "0.5"]
-            timing += [] if kind == "eager" else ["--modes", "engine"]
+            timing += ["--layers", "25"] if kind == "eager" else ["--modes", "engine"]
             against = [w for p in _peers(run, subject, kind) for w in ("--against", p)]
             interpreter = ["--interpreter", f"{run.backend}={run.args.tensorrt}"]
             run.job(name, [*command, *options, *timing, *against, *interpreter], limit, least=30)

@@ -92,7 +92,7 @@ def matching_table(receipt: Mapping[str, Any], rows: list[str]) -> str:
 
 def bench_tables(run: Mapping[str, Any], sweep: str | None) -> str:
     """Where and how, then a table for each group; with `sweep` the slopes."""
-    from matchrt.bench.table import COLUMNS, Group, compare, groups, growth, rows, used_columns
+    from matchrt.bench.table import COLUMNS, Group, compare, groups, growth, layer_rows, rows, used_columns
 
     machine, comparison = run["machine"], compare(run)
     where = ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]])
@@ -106,6 +106,12 @@ def bench_tables(run: Mapping[str, Any], sweep: str | None) -> str:
         lines += ["| " + " | ".join(COLUMNS[i] for i in used) + " |", "|---" * len(used) + "|"]
         lines += ["| " + " | ".join(row[i].replace("|", "\\|") for i in used) + " |" for row in table]
         parts.append("\n".join(lines))
+        layers = list(layer_rows(members))
+        if layers:
+            lines = ["| contender | network | layer | ms | share |", "|---|---|---|---|---|"]
+            parts.append(
+                "\n".join([*lines, *("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in layers)])
+            )
     if sweep:
         parts.append("\n".join(f"- time grows as {sweep}^{g['slope']:.2f}: {g['label']}" for g in growth(run, sweep)))
     return "\n\n".join(parts) + "\n"

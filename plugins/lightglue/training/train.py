@@ -31,7 +31,7 @@ from textures import texture_bank
 from torch import Tensor
 from views import see_pair, transform
 
-import matchrt_lightglue.networks.lightglue as lightglue_module
+import matchrt_lightglue.networks.attention as attention_module
 from matchrt_lightglue.networks import LightGlue, SuperPoint
 
 STAGES = ("corners", "features", "matcher", "matcher_large")
@@ -251,7 +251,7 @@ def _matcher_figures(scores: Tensor, positive: Tensor, count: Tensor) -> dict[st
 
 
 def fast_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """`matchrt_lightglue.networks.lightglue.attention` as one fused kernel, for training."""
+    """`matchrt_lightglue.networks.attention.attention` as one fused kernel, for training."""
     bias = bias.to(v.dtype).expand(-1, q.shape[1], q.shape[2], -1)
     out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=bias, scale=1.0)
     return out.transpose(1, 2).flatten(2)
@@ -276,7 +276,7 @@ def main() -> None:
         table, key = name.split(".")
         config[table][key] = json.loads(value)
     (args.out / "config.json").write_text(json.dumps(config, indent=1))
-    lightglue_module.attention = fast_attention
+    attention_module.attention = fast_attention
     trainer = Trainer(config, args.out, args.photographs)
     if args.resume:
         trainer.resume(args.resume)

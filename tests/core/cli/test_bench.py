@@ -41,7 +41,7 @@ def test_contenders_race_and_the_receipt_says_it_all(
         "--threads",
         "1",
     ]
-    words += ["--stream-pairs", "2", "--save", str(receipt), "--plot", str(picture), "--json"]
+    words += ["--layers", "2", "--stream-pairs", "2", "--save", str(receipt), "--plot", str(picture), "--json"]
     assert run(words) == 1  # one of the peers is broken
     out, err = capfd.readouterr()
     assert "nothing failed: nothing of peers.py must return a callable, got NoneType" in err
@@ -61,6 +61,13 @@ def test_contenders_race_and_the_receipt_says_it_all(
     ratio = torch["times"]["engine"]["all"]["median"] / ours["times"]["engine"]["all"]["median"]
     assert comparison["speed_up"] == pytest.approx(ratio)
     assert comparison["best_peer"] == "peers.same:factor=2"
+    for network, kernel in (("extractor", "[Conv]"), ("matcher", "[")):
+        told = ours["layers"][network]
+        assert len(told["slowest"]) == 2 < told["count"]
+        assert told["slowest"][0][1] >= told["slowest"][1][1] > 0
+        assert kernel in told["slowest"][0][0]
+        assert told["seconds"] < 20 * ours["times"]["engine"][network]["median"]
+    assert "layers" not in torch
     assert picture.read_bytes()[:4] == b"\x89PNG"
     (stored,) = json.loads(receipt.read_text())["runs"]
     assert stored["contenders"] == found["contenders"]

@@ -11,12 +11,12 @@ import pytest
 
 from matchrt.errors import UsageError
 from matchrt.export.compare import compare_tensors, relative_error
+from matchrt.files.pairs import read_pairs
 from matchrt.matches import DenseWarp, Matches
 from matchrt.model import NetworkSpec, Parity, TensorSpec
 from matchrt.verify.bounds import bounds_for, match_failures
 from matchrt.verify.figures import match_figures, total_figures
 from matchrt.verify.mixed import match_share
-from matchrt.verify.pairs import read_pairs
 
 
 def _matches(points0: np.ndarray, points1: np.ndarray, scores: np.ndarray, warp: DenseWarp | None = None) -> Matches:

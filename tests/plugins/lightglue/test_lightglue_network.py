@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from types import ModuleType
 
 import kornia.feature
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from matchrt.errors import UsageError
 from matchrt.patches import apply_patches, decomposed_layer_norm
-from matchrt_lightglue.networks import LightGlue, lightglue
+from matchrt_lightglue.networks import LightGlue, assignment, attention, lightglue
 from matchrt_lightglue.patches import packed_attention
 
 MakePair = Callable[..., tuple[Tensor, ...]]
@@ -71,20 +72,25 @@ def per_axis(keypoints: Tensor, size: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"),
+    ("module", "name", "fault"),
     [
-        ("normalise_keypoints", per_axis),
-        ("rotate_pairs", lambda x, cos, sin: torch.cat((x[..., ::2] * cos, x[..., 1::2] * sin), -1)),
-        ("log_sigmoid", torch.sigmoid),
-        ("attention", lambda q, k, v, bias: ((q @ k.transpose(2, 3)) @ v).transpose(1, 2).flatten(2)),
+        (lightglue, "normalise_keypoints", per_axis),
+        (attention, "rotate_pairs", lambda x, cos, sin: torch.cat((x[..., ::2] * cos, x[..., 1::2] * sin), -1)),
+        (assignment, "log_sigmoid", torch.sigmoid),
+        (attention, "attention", lambda q, k, v, bias: ((q @ k.transpose(2, 3)) @ v).transpose(1, 2).flatten(2)),
     ],
 )
 def test_a_planted_fault_shows_in_the_scores(
-    matcher: LightGlue, make_pair: MakePair, monkeypatch: pytest.MonkeyPatch, name: str, fault: Callable[..., Tensor]
+    matcher: LightGlue,
+    make_pair: MakePair,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    name: str,
+    fault: Callable[..., Tensor],
 ) -> None:
     pair = make_pair(*EQUAL)
     expected = in_kornia(matcher, pair)["matching_scores0"]
-    monkeypatch.setattr(lightglue, name, fault)
+    monkeypatch.setattr(module, name, fault)
     with torch.inference_mode():
         assert worst(matcher(*pair).scores0, expected) > 1e-2
 
@@ -109,11 +115,13 @@ def test_without_a_mask_padded_points_would_change_the_scores(
     with torch.inference_mode():
         alone = matcher(*pair)
         if place == "attention":
-            monkeypatch.setattr(lightglue, "KEY_BIAS", 0.0)
+            monkeypatch.setattr(attention, "KEY_BIAS", 0.0)
         else:
-            parts = lightglue.MatchAssignment.parts
+            parts = assignment.MatchAssignment.parts
             monkeypatch.setattr(
-                lightglue.MatchAssignment, "parts", lambda self, x0, x1, c0, c1: parts(self, x0, x1, c0 + 999, c1 + 999)
+                assignment.MatchAssignment,
+                "parts",
+                lambda self, x0, x1, c0, c1: parts(self, x0, x1, c0 + 999, c1 + 999),
             )
         with_filler = matcher(*padded(pair, 100, 100))
     assert worst(with_filler.scores0[:, :200], alone.scores0) > 1e-2
@@ -167,7 +175,7 @@ def test_mutual_matches_take_the_first_of_equals() -> None:
     count0, count1 = np.array([9, 9, 5, 0, 1, 9]), np.array([7, 3, 7, 7, 1, 0])
     for i in range(6):  # what the masks leave of padded entries
         table[i, count0[i] :], table[i, :, count1[i] :] = -1e9, -1e9
-    got = lightglue.mutual_matches(
+    got = assignment.mutual_matches(
         torch.from_numpy(table), torch.from_numpy(count0).int(), torch.from_numpy(count1).int()
     )
     for i in range(6):
@@ -184,7 +192,7 @@ def test_mutual_matches_take_the_first_of_equals() -> None:
 def test_log_sigmoid_holds_far_out() -> None:
     x = torch.tensor([-200.0, -40, -18, -1e-3, 0, 5, 200])
     exact = -torch.log1p(torch.exp(-x.double().clamp(min=-700)))
-    torch.testing.assert_close(lightglue.log_sigmoid(x).double(), exact, atol=2e-7, rtol=1e-6)
+    torch.testing.assert_close(assignment.log_sigmoid(x).double(), exact, atol=2e-7, rtol=1e-6)
 
 
 def test_the_packed_form_is_taken_back(matcher: LightGlue, make_pair: MakePair) -> None:
@@ -192,7 +200,7 @@ def test_the_packed_form_is_taken_back(matcher: LightGlue, make_pair: MakePair) 
     with torch.inference_mode():
         before = matcher(*pair)
         with apply_patches(matcher, [packed_attention()]):
-            assert not any(isinstance(m, (lightglue.SelfBlock, lightglue.CrossBlock)) for m in matcher.modules())
+            assert not any(isinstance(m, (attention.SelfBlock, attention.CrossBlock)) for m in matcher.modules())
             during = matcher(*pair)
         after = matcher(*pair)
     assert list(matcher.state_dict()) == names

@@ -219,8 +219,10 @@ def _time_layers(entry: Entry, course: Course, progress: Progress) -> None:
 
 
 def _plan(worker: Worker, mode: str, budget: float, rounds: int) -> tuple[int, int]:
-    worker.ask("time", mode=mode, runs=1)
-    return rounds_and_runs(_time(worker, mode, seconds=min(0.2, budget / 10)), budget, rounds)
+    span = min(0.2, budget / 10)
+    first = worker.ask("time", mode=mode, runs=1)["samples"]["all"][0]
+    # A call that is longer than the trial needs no trial: another one would cost as much again.
+    return rounds_and_runs(first if first > span else _time(worker, mode, seconds=span), budget, rounds)
 
 
 def rounds_and_runs(once: float, budget: float, rounds: int) -> tuple[int, int]:

@@ -98,7 +98,7 @@ def command(
     from matchrt.bench.plot import require_matplotlib
     from matchrt.bench.race import SHARES, Course
     from matchrt.bench.receipt import append_run, command_line, read_receipt, run_record
-    from matchrt.verify.pairs import read_pairs
+    from matchrt.files.pairs import read_pairs
     from matchrt.workers import Interpreters
 
     if plot is not None:

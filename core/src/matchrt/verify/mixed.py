@@ -27,6 +27,7 @@ from matchrt.engines.prepared import code_fingerprint, prepare_network
 from matchrt.errors import VerificationError
 from matchrt.export.compare import relative_error
 from matchrt.files.atomic import atomic_write_text
+from matchrt.files.pairs import read_pairs
 from matchrt.graph.emulate import emulate_half
 from matchrt.graph.mixed import MixedResult, search_mixed
 from matchrt.images.read import read_image
@@ -41,7 +42,6 @@ from matchrt.verify.bounds import Bounds, bounds_for
 from matchrt.verify.derive import derive_bundle
 from matchrt.verify.emulated import emulation_target
 from matchrt.verify.figures import MatchFigures, finite, match_figures
-from matchrt.verify.pairs import read_pairs
 from matchrt.verify.subjects import How, Subject, Tensors, opened
 from matchrt.weights.fetch import cache_folder
 

@@ -12,6 +12,7 @@ from typing import Any
 from matchrt.bundle import Bundle, read_bundle
 from matchrt.errors import UsageError
 from matchrt.export.compare import TensorDifference, compare_tensors
+from matchrt.files.pairs import read_pairs
 from matchrt.images.read import read_image
 from matchrt.matches import Matches
 from matchrt.model import Parity, Settings
@@ -22,7 +23,6 @@ from matchrt.samples import SamplePair
 from matchrt.verify.bounds import Bounds, bounds_for, match_failures, tensor_failure
 from matchrt.verify.figures import MatchFigures, finite, match_figures, total_figures
 from matchrt.verify.location import Location
-from matchrt.verify.pairs import read_pairs
 from matchrt.verify.subjects import How, Subject, Tensors, opened
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from matchrt.patches import Patch, replaced_modules
-from matchrt_lightglue.networks.lightglue import (
+from matchrt_lightglue.networks.attention import (
     CrossBlock,
     Points,
     SelfBlock,
