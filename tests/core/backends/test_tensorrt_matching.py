@@ -208,7 +208,11 @@ def test_onnxruntime_runs_half_precision_from_the_cache(
     with matchrt.load(fixed_bundle) as full, matchrt.load(fixed_bundle, precision="fp16") as half:
         a, b = tensors(full), tensors(half)
     assert [e.spec.precision for e in EngineCache().entries()] == ["fp16", "fp16"]
-    difference = np.abs(a["descriptors0"] - b["descriptors0"]).max()
+    places = [{tuple(p): row for row, p in enumerate(t["keypoints0"][0].tolist())} for t in (a, b)]
+    rows = [(row, places[1][p]) for p, row in places[0].items() if p in places[1]]
+    assert len(rows) > 0.8 * len(places[0]), "rounded scores may choose a few other points"
+    first, second = (list(r) for r in zip(*rows, strict=True))
+    difference = np.abs(a["descriptors0"][0, first] - b["descriptors0"][0, second]).max()
     assert 0 < difference < 0.05
     with pytest.raises(UsageError, match="fp8"):
         matchrt.load(fixed_bundle, precision="fp8")

@@ -98,10 +98,12 @@ def operators(model: onnx.ModelProto) -> Counter[str]:
 def assert_indices_stay_integers(model: onnx.ModelProto) -> None:
     """Only the stacked coordinates, which are small, become floats; never a flat index, which float16 cannot hold."""
     producer = {name: node for node in model.graph.node for name in node.output}
-    (topk,) = (node for node in model.graph.node if node.op_type == "TopK")
-    downstream, casts = {topk.output[1]}, []
+    chosen = [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
+    assert len(chosen) == 2, "blocks, then pixels"
+    downstream, casts = set(chosen), []
     for node in model.graph.node:  # in topological order
-        if downstream.isdisjoint(node.input):
+        data = node.input[:1] if node.op_type.startswith("Gather") else node.input  # what is looked up, not where
+        if downstream.isdisjoint(data):
             continue
         to = next((a.i for a in node.attribute if a.name == "to"), None) if node.op_type == "Cast" else None
         if to in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE):

@@ -156,9 +156,9 @@ def twins_of(config: RomaConfig, settings: RomaSettings, seed: int = 0, peak: fl
     """Both networks at any configuration; ours shares upstream's tensors instead of copying them."""
     high = settings.upsample_size
     theirs = upstream_matcher(config, settings.size[0], high[0] if high else None)
-    fill(theirs, torch.Generator().manual_seed(seed), peak=peak, step=0.2)
+    fill(theirs, torch.Generator().manual_seed(seed), peak=peak, step=0.2, certainty=0.3)
     vit = theirs.encoder.dinov2_vitl14[0]
-    fill(vit, torch.Generator().manual_seed(seed + 1), peak=20.0, step=0.2)
+    fill(vit, torch.Generator().manual_seed(seed + 1), peak=20.0, step=0.2, certainty=0.3)
     with torch.device("meta"):
         ours = Roma(settings, config)
     state = dict(theirs.state_dict()) | {f"dinov2.{name}": tensor for name, tensor in vit.state_dict().items()}

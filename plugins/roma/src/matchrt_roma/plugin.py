@@ -89,7 +89,11 @@ def precision_rules() -> Sequence[PrecisionRule]:
 
 @hookimpl
 def parity() -> Parity:
-    """Anchors are chosen by an argmax: one that flips moves a patch of the warp, which is what the outliers allow for."""
+    """Anchors are chosen by an argmax: one that flips moves a patch of the warp, which is what the outliers allow for.
+
+    The warp is compared as a whole. Which few thousand of its million points are kept is a matter of certainties that crowd at 1, so
+    that many may differ where nothing else does.
+    """
     flips = Tolerance(atol=2e-3, rtol=1e-3, outliers=0.01)
     return Parity(
         default=Tolerance(atol=1e-3, rtol=1e-3, outliers=0.002),
@@ -97,7 +101,7 @@ def parity() -> Parity:
             ("flow8", "certainty8", "certainty16", "flow", "certainty_low", "warp", "certainty"), flips
         ),
         coordinate_px=0.5,
-        shared_matches=0.9,
+        shared_matches=0.5,
         pairs=1,
     )
 

@@ -10,20 +10,30 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def fill(module: nn.Module, generator: torch.Generator | None = None, *, peak: float = 2.0, step: float = 0.02) -> None:
+def fill(
+    module: nn.Module,
+    generator: torch.Generator | None = None,
+    *,
+    peak: float = 2.0,
+    step: float = 0.02,
+    certainty: float = 0.06,
+) -> None:
     """Fill every tensor, in the order of their names, from `generator` (torch's own if there is none); in place.
 
-    `peak` scales the logits of the anchors, `step` what a refiner adds to the flow; the defaults are for the full widths, where anchors
-    differ by tens, certainties by a few units and refined flows by parts of a cell. Names are upstream's.
+    `peak` scales the logits of the anchors, `step` what a refiner adds to the flow, `certainty` what it adds to the certainty's logit
+    (a share of `step`); the defaults are for the full widths, where anchors differ by tens, certainties by a unit or two, so that few
+    saturate and tie, and refined flows by parts of a cell. Names are upstream's.
     """
     for name, tensor in sorted(module.state_dict().items()):
         if not tensor.is_floating_point():
             tensor.fill_(12345)
         else:
-            _fill(name, tensor, generator, peak, step)
+            _fill(name, tensor, generator, peak, step, certainty)
 
 
-def _fill(name: str, tensor: Tensor, generator: torch.Generator | None, peak: float, step: float) -> None:
+def _fill(
+    name: str, tensor: Tensor, generator: torch.Generator | None, peak: float, step: float, certainty: float
+) -> None:
     if name.endswith("running_var"):
         tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
     elif name.endswith(("running_mean", "pos_embed", "cls_token", "mask_token")):
@@ -36,6 +46,6 @@ def _fill(name: str, tensor: Tensor, generator: torch.Generator | None, peak: fl
         gain = peak if "to_out" in name else step if "out_conv" in name else 1.4
         tensor.copy_(gain * tensor[0].numel() ** -0.5 * torch.randn(tensor.shape, generator=generator))
         if name.endswith(("to_out.weight", "out_conv.weight")):
-            tensor[-1] *= 0.1 if "to_out" in name else 0.3  # certainty logits of a few units, not of tens
+            tensor[-1] *= 0.1 if "to_out" in name else certainty
     else:
         tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
