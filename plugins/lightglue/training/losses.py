@@ -91,7 +91,7 @@ def _confidence_loss(output: TrainingOutput) -> Tensor:
     losses = []
     for dim, confidences in ((2, output.confidences0), (1, output.confidences1)):
         answer = final.argmax(dim)
-        for layer, confidence in zip(output.log_assignments, confidences, strict=False):
+        for layer, confidence in zip(output.log_assignments[:-1], confidences, strict=True):
             same = (layer.detach().argmax(dim) == answer)[:, :-1].float()
             losses.append(F.binary_cross_entropy_with_logits(confidence.float(), same))
     return torch.stack(losses).mean()

@@ -60,6 +60,7 @@ class FakeWorker:
         "torch-half": 0.05,
     }
     crash = ""
+    silent = False
 
     def __init__(self, interpreter: str, *, name: str) -> None:
         self.name, self.interpreter, self.ended, self.pid = name, interpreter, False, 1
@@ -92,6 +93,8 @@ class FakeWorker:
         if command == "prepare":
             return {"modes": ["engine", "host", "stream"], "first_call": 0.5, "clock": "wall", "inputs": {}}
         if command == "layers":
+            if self.silent:
+                raise UsageError("it does not time layers")
             self.log.append((self.name, "layers"))
             return {"layers": {"net": [["a", 0.001], ["b", 0.004], ["c", 0.002], ["d", 0.003]]}}
         if arguments["mode"] == "host" and self.name == "torch":
@@ -179,6 +182,16 @@ def test_layers_are_timed_apart_after_all_rounds(fake: type[FakeWorker], fixed_b
         ("d", "3", "30 %"),
         ("other layers", "3", "30 %"),
     )
+
+
+def test_a_backend_that_times_no_layers_is_told_and_stays_timed(
+    fake: type[FakeWorker], fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fake, "silent", True)
+    record = entries(fixed_bundle, layers=2)[0].record()
+    assert record["left_out"] == {"layers": "it does not time layers"}
+    assert "layers" not in record
+    assert record["times"]["engine"]["all"]["median"] > 0
 
 
 def test_ratios_are_of_medians_within_a_group(fake: type[FakeWorker], fixed_bundle: Path) -> None:

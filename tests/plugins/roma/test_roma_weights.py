@@ -18,7 +18,7 @@ from matchrt.weights.account import account, load_into, network_state
 from matchrt.weights.apply import Remapped, remap
 from matchrt.weights.report import WeightReport
 from matchrt_roma.networks import Roma
-from matchrt_roma.random_weights import fill
+from matchrt_roma.plugin import random_weights
 from matchrt_roma.settings import RomaSettings
 from matchrt_roma.weights import MASK_TOKEN_REASON, weight_rules
 
@@ -209,7 +209,9 @@ def test_random_weights_fill_every_tensor_and_are_the_seeds() -> None:
     networks = [Roma(settings, tiny_config()) for _ in range(3)]
     initial = {n: t.clone() for n, t in networks[0].state_dict().items()}
     for network, seed in zip(networks, (1, 1, 2), strict=True):
-        fill(network, torch.Generator().manual_seed(seed))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            assert random_weights(network) is True
     states = [n.state_dict() for n in networks]
     assert [n for n, t in states[0].items() if torch.equal(t, initial[n])] == []
     assert all(torch.equal(t, states[1][n]) for n, t in states[0].items())

@@ -40,7 +40,7 @@ def _bars(pyplot: Any, run: Mapping[str, Any]) -> Any:
     figure, axes = pyplot.subplots(
         len(heights), 1, squeeze=False, figsize=(9, 0.45 * sum(heights) + 0.8), gridspec_kw={"height_ratios": heights}
     )
-    for axis, (group, members) in zip(axes[:, 0], parts.items(), strict=False):
+    for axis, (group, members) in zip(axes[: len(parts), 0], parts.items(), strict=True):
         times = [m["times"]["engine"]["all"] for m in members]
         middles = [t["median"] * 1e3 for t in times]
         spread = [[m - t["q25"] * 1e3 for m, t in zip(middles, times, strict=True)]]

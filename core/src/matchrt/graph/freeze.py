@@ -43,8 +43,10 @@ def _freeze_outputs(model: onnx.ModelProto) -> None:
     inferred = onnx.shape_inference.infer_shapes(_without_output_shapes(model), data_prop=True)
     found = {o.name: o.type.tensor_type.shape for o in inferred.graph.output}
     for output in model.graph.output:
-        shape = output.type.tensor_type.shape
-        for dim, known in zip(shape.dim, found[output.name].dim, strict=False):
+        dims, inferred_dims = output.type.tensor_type.shape.dim, found[output.name].dim
+        if len(dims) != len(inferred_dims):
+            continue  # inference does not know it, not even its rank
+        for dim, known in zip(dims, inferred_dims, strict=True):
             if known.HasField("dim_value") and not dim.HasField("dim_value"):
                 dim.dim_value = known.dim_value
 

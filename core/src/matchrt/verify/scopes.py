@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 import onnx
@@ -146,13 +147,8 @@ class Graph:
         if not paths:
             return ""
         parts = [p.split(".") if p else [] for p in paths]
-        common = parts[0]
-        for other in parts[1:]:
-            length = next(
-                (i for i, (a, b) in enumerate(zip(common, other, strict=False)) if a != b), min(len(common), len(other))
-            )
-            common = common[:length]
-        return ".".join(common)
+        steps = zip(*parts, strict=False)  # the shortest path ends what they share
+        return ".".join(step[0] for step in takewhile(lambda step: len(set(step)) == 1, steps))
 
     def names_of(self, nodes: Collection[int]) -> tuple[str, ...]:
         """Names of those of `nodes` that compute floats, with their operators."""

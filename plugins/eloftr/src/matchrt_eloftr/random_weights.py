@@ -1,7 +1,7 @@
 """Random weights on which the network behaves as with trained ones: features that tell cells apart, few ties.
 
-PyTorch's own initial values give nearly constant features, so that cells are chosen by rounding errors: on photographs of 832x832
-one fine pixel in seven differs between float32 and float64.
+PyTorch's own initial values give nearly constant features, so that cells and fine pixels are chosen by rounding errors, and PyTorch in
+float32 differs from itself in float64.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 
-@torch.no_grad()
 def fill(network: nn.ModuleDict) -> None:
     """Weights of extractor and matcher from torch's own generator, in place."""
     fill_extractor(network["extractor"])
