@@ -6,26 +6,30 @@ live in different interpreters.
 
 Each job's answer is written to OUT as it ends, so that a machine that goes away takes only the job under way. `--deadline` is in seconds
 from the start; nothing is started that is known to outlast it, and what runs then is ended. A second call goes on with what is missing
-from OUT. The order is that of need: what the parity receipts want comes first. `--only NAMES` and `--skip-peers` narrow it; `--tiny`
-tries the whole way on a CPU with onnxruntime.
+from OUT. The order is that of need: what the parity receipts want comes first. `--only NAMES`, `--kinds eager,default` (of races),
+`--precisions` and `--skip-peers` narrow it; `--tiny` tries the whole way on a CPU with onnxruntime.
 
-Learnt on an H200 with TensorRT 8.6: builds time kernels on the GPU, so more than two at a time make each of them slower by as many; an
-fp16 build of LightGlue's matcher takes about a minute alone.
+A host of several GPUs is used whole (`--gpus 0,1,2,3`): a network's build goes to whichever has room, `--jobs` at a time on each, and
+every other job has a GPU to itself. Learnt on an H200 with TensorRT 8.6: builds time kernels on the GPU, so more than two at a time
+make each of them slower by as many; an fp16 build of LightGlue's matcher takes about a minute alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -58,15 +62,21 @@ SUBJECTS = (
         "lightglue-1024",
         "superpoint-lightglue:full",
         ("size=768x1024",),
-        ("fp16",),
+        ("fp16", "fp32"),
         "lightglue",
         True,
         LIGHTGLUE_TINY,
     ),
     Subject(
-        "eloftr-480x640", "eloftr:full", ("size=480x640", "pairs=1"), ("fp16",), "eloftr", False, ("size=224x224",)
+        "eloftr-480x640",
+        "eloftr:full",
+        ("size=480x640", "pairs=1"),
+        ("fp16", "fp32"),
+        "eloftr",
+        False,
+        ("size=224x224",),
     ),
-    Subject("roma", "matchanything-roma:full", (), ("fp16",), "roma", False, ROMA_TINY),
+    Subject("roma", "matchanything-roma:full", (), ("fp16", "fp32"), "roma", False, ROMA_TINY),
     Subject("eloftr-832", "eloftr:full", ("size=832x832", "pairs=1"), ("fp16",), "eloftr", False, ("size=256x256",)),
     Subject(
         "lightglue-2048",
@@ -93,14 +103,15 @@ class Run:
         self.work.mkdir(parents=True, exist_ok=True)
         self.lock = threading.Lock()
         self.backend = "onnxruntime" if args.tiny else "tensorrt"
+        self.gpus = [g for g in args.gpus.split(",") if g]
         self.subjects = [s for s in SUBJECTS if not args.only or s.name in args.only.split(",")]
 
     def left(self) -> float:
         """Seconds until the deadline."""
         return float(self.args.deadline) - (time.monotonic() - self.begin)
 
-    def job(self, name: str, command: Sequence[object], limit: float = 1e9, least: float = 10) -> bool:
-        """Run it unless it is done already; True if it ended well. Ends it at its limit or at the deadline."""
+    def job(self, name: str, command: Sequence[object], limit: float = 1e9, least: float = 10, gpu: str = "") -> bool:
+        """Run it unless it is done already, where only `gpu` is seen; True if it ended well. Ends it at its limit or at the deadline."""
         if (self.out / f"{name}.done").exists():
             return True
         limit = min(limit, self.left())
@@ -108,9 +119,11 @@ class Run:
             self.say(name, "not started: no time left")
             return False
         begin = time.monotonic()
-        stdout, stderr = self.out / f"{name}.out", self.work / f"{name}.err"
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": gpu} if gpu else {})}
+        stdout, stderr = self.out / f"{name}.out", self.out / f"{name}.err"
         with stdout.open("w") as out, stderr.open("w") as err:
-            process = subprocess.Popen([str(c) for c in command], stdout=out, stderr=err, start_new_session=True)
+            words = [str(c) for c in command]
+            process = subprocess.Popen(words, stdout=out, stderr=err, env=environment, start_new_session=True)
             try:
                 code = process.wait(limit)
             except subprocess.TimeoutExpired:
@@ -134,82 +147,135 @@ class Run:
         """Whether its bundle is there."""
         return (self.work / subject.name / "bundle.json").is_file()
 
+    def precisions(self, subject: Subject) -> list[str]:
+        """To build and verify."""
+        return [p for p in subject.precisions if p in self.args.precisions.split(",")]
+
+    def networks(self, subject: Subject) -> list[str]:
+        """Of its bundle."""
+        return [n["name"] for n in json.loads((self.work / subject.name / "bundle.json").read_text())["networks"]]
+
 
 def convert(run: Run) -> None:
     """Bundles, four at a time: they need no GPU."""
-
-    def one(subject: Subject) -> None:
-        command = [run.args.torch, "-m", "matchrt", "convert", subject.matcher, *subject.flags(run.args.tiny)]
-        if not run.converted(subject):
-            run.job(f"convert-{subject.name}", [*command, "-o", run.work / subject.name, "--json"], 300)
-
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(one, run.subjects))
+        list(pool.map(lambda s: _convert(run, s), run.subjects))
+
+
+def _convert(run: Run, subject: Subject) -> bool:
+    if not run.converted(subject):
+        command = [run.args.torch, "-m", "matchrt", "convert", subject.matcher, *subject.flags(run.args.tiny)]
+        run.job(f"convert-{subject.name}", [*command, "-o", run.work / subject.name, "--json"], 300)
+    return run.converted(subject)
 
 
 def build(run: Run) -> None:
-    """Engines, `--jobs` networks at a time, in the order of need."""
+    """Engines, a network each job, `--jobs` at a time on each GPU; in the order of need among bundles that are there already."""
     if run.args.tiny:
         return
-    for subject in run.subjects:
-        for precision in subject.precisions if run.converted(subject) else ():
-            more = ["--batch", 1] if subject.batch else []
-            command = [run.args.tensorrt, "-m", "matchrt", "build", run.work / subject.name, "--backend", run.backend]
-            options = ["--precision", precision, "--option", "tactic_sources=none", "--jobs", run.args.jobs, "--json"]
-            run.job(f"build-{subject.name}-{precision}", [*command, *options, *more])
+    waiting: queue.PriorityQueue[tuple[int, int, str, Callable[[str], object]]] = queue.PriorityQueue()
+
+    def ready(index: int, subject: Subject) -> None:
+        if _convert(run, subject):
+            for rank, precision in enumerate(run.precisions(subject)):
+                for network in run.networks(subject):
+                    name = f"build-{subject.name}-{precision}-{network}"
+                    waiting.put((rank, index, name, partial(_build, run, subject, precision, network, name)))
+
+    def work(gpu: str) -> None:
+        while not (converted.is_set() and waiting.empty()):
+            with contextlib.suppress(queue.Empty):
+                waiting.get(timeout=0.5)[-1](gpu)
+
+    converted = threading.Event()
+    workers = [threading.Thread(target=work, args=(g,)) for g in (run.gpus or [""]) for _ in range(run.args.jobs)]
+    for worker in workers:
+        worker.start()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(ready, range(len(run.subjects)), run.subjects))
+    converted.set()
+    for worker in workers:
+        worker.join()
+
+
+def _build(run: Run, subject: Subject, precision: str, network: str, name: str, gpu: str) -> None:
+    more = ["--batch", 1] if subject.batch else []
+    command = [run.args.tensorrt, "-m", "matchrt", "build", run.work / subject.name, "--backend", run.backend]
+    options = ["--precision", precision, "--option", "tactic_sources=none", "--network", network, "--json"]
+    run.job(name, [*command, *options, *more], gpu=gpu)
 
 
 def built(run: Run, subject: Subject, precision: str) -> bool:
     """Whether its engines are there: a verb that needs them would build for minutes."""
-    return run.converted(subject) and (run.args.tiny or (run.out / f"build-{subject.name}-{precision}.done").exists())
+    if not run.converted(subject):
+        return False
+    names = [f"build-{subject.name}-{precision}-{n}.done" for n in run.networks(subject)]
+    return run.args.tiny or all((run.out / n).exists() for n in names)
 
 
-def verify(run: Run) -> None:
-    """Parity, three at a time: nothing is timed."""
+Job = Callable[[str], object]
+"""Takes the GPU that it has to itself."""
 
-    def one(which: tuple[Subject, str]) -> None:
-        subject, precision = which
+
+def verify(run: Run) -> Iterator[Job]:
+    """Parity."""
+    for subject, precision in [(s, p) for s in run.subjects for p in run.precisions(s) if built(run, s, p)]:
         name = f"verify-{subject.name}-{precision}"
         command = [run.args.torch, "-m", "matchrt", "verify", run.work / subject.name, "--backend", run.backend]
-        options = [
-            "--precision",
-            "fp32" if run.args.tiny else precision,
-            "--report",
-            run.out / f"{name}.html",
-            "--json",
-        ]
-        run.job(name, [*command, *options, "--interpreter", f"{run.backend}={run.args.tensorrt}"], 200)
-
-    with ThreadPoolExecutor(3) as pool:
-        list(pool.map(one, [(s, p) for s in run.subjects for p in s.precisions if built(run, s, p)]))
+        options = ["--precision", "fp32" if run.args.tiny else precision, "--report", run.out / f"{name}.html"]
+        options += ["--json", "--interpreter", f"{run.backend}={run.args.tensorrt}"]
+        yield partial(_on, run, name, [*command, *options], 200, 10)
 
 
-def runtime(run: Run) -> None:
+def runtime(run: Run) -> Iterator[Job]:
     """CUDA graphs, zero copy, threads, many runs; and torch's arrays."""
+    if run.args.tiny:
+        return
     for precision in ("fp32", "fp16"):
-        if not run.args.tiny and built(run, SUBJECTS[0], precision):
+        if built(run, SUBJECTS[0], precision):
             save = ["--save", run.out / f"runtime-{precision}.json"]
             script = [run.args.tensorrt, HERE / "gpu_runtime.py", run.work / "mini", "--precision", precision]
-            run.job(f"runtime-{precision}", [*script, *save], 200)
-    if not run.args.tiny:
-        save = ["--save", run.out / "torch-arrays.json"]
-        run.job("torch-arrays", [run.args.torch, HERE / "gpu_torch_arrays.py", *save], 100)
+            script += ["--batch", 1]
+            yield partial(_on, run, f"runtime-{precision}", [*script, *save], 200, 10)
+    save = ["--save", run.out / "torch-arrays.json"]
+    yield partial(_on, run, "torch-arrays", [run.args.torch, HERE / "gpu_torch_arrays.py", *save], 100, 10)
 
 
-def race(run: Run) -> None:
+def race(run: Run) -> Iterator[Job]:
     """Against PyTorch: first what is quick to open, then every mode of torch.compile, each in a call with the engine beside it."""
-    for kind, limit in (("eager", 200), *((mode, 300) for mode in COMPILED)):
-        for subject in run.subjects:
+    for kind in ("eager", *COMPILED):
+        for subject in run.subjects if kind in run.args.kinds.split(",") else ():
             if not built(run, subject, "fp16") or not (subject.peer or kind == "eager"):
                 continue
             name = f"bench-{subject.name}-{kind}"
             command = [run.args.torch, "-m", "matchrt", "bench", run.work / subject.name, "--backend", run.backend]
             options = ["--precision", "fp32" if run.args.tiny else "fp16", "--save", run.out / f"{name}.json"]
             timing = ["--seconds", "3", "--rounds", "5", "--warm-up", "0.5"]
-            timing += ["--layers", "25"] if kind == "eager" else ["--modes", "engine"]
+            timing += ["--layers", "40"] if kind == "eager" else ["--modes", "engine"]
             against = [w for p in _peers(run, subject, kind) for w in ("--against", p)]
             interpreter = ["--interpreter", f"{run.backend}={run.args.tensorrt}"]
-            run.job(name, [*command, *options, *timing, *against, *interpreter], limit, least=30)
+            yield partial(_on, run, name, [*command, *options, *timing, *against, *interpreter], 300, 30)
+
+
+def _on(run: Run, name: str, command: Sequence[object], limit: float, least: float, gpu: str) -> None:
+    run.job(name, command, limit, least, gpu)
+
+
+def spread(run: Run, jobs: Sequence[Job]) -> None:
+    """Jobs in their order, one at a time on each GPU."""
+    free: queue.Queue[str] = queue.Queue()
+    for gpu in run.gpus or [""]:
+        free.put(gpu)
+
+    def one(job: Job) -> None:
+        gpu = free.get()
+        try:
+            job(gpu)
+        finally:
+            free.put(gpu)
+
+    with ThreadPoolExecutor(free.qsize()) as pool:
+        list(pool.map(one, jobs))
 
 
 def _peers(run: Run, subject: Subject, kind: str) -> list[str]:
@@ -221,31 +287,31 @@ def _peers(run: Run, subject: Subject, kind: str) -> list[str]:
     return [f"{published}:precision=fp16:compile={kind}"] if wanted else ["torch-compile"]
 
 
-STAGES: dict[str, Callable[[Run], None]] = {
-    "convert": convert,
-    "build": build,
-    "verify": verify,
-    "runtime": runtime,
-    "race": race,
-}
+FIRST: dict[str, Callable[[Run], None]] = {"convert": convert, "build": build}
+THEN: dict[str, Callable[[Run], Iterator[Job]]] = {"verify": verify, "runtime": runtime, "race": race}
 
 
 def main() -> int:
     """Run the stages that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=[*STAGES])
+    parser.add_argument("stages", nargs="+", choices=[*FIRST, *THEN])
     parser.add_argument("--out", required=True)
     parser.add_argument("--work", required=True)
     parser.add_argument("--deadline", type=float, default=1e9)
     parser.add_argument("--torch", default=sys.executable)
     parser.add_argument("--tensorrt", default=sys.executable)
+    parser.add_argument("--gpus", default="", help="numbers of the GPUs to use; by default CUDA's first")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="")
+    parser.add_argument("--kinds", default=",".join(("eager", *COMPILED)))
+    parser.add_argument("--precisions", default="fp16,fp32")
     parser.add_argument("--skip-peers", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     run = Run(parser.parse_args())
-    for stage in run.args.stages:
-        STAGES[stage](run)
+    for stage in FIRST:
+        if stage in run.args.stages:
+            FIRST[stage](run)
+    spread(run, [job for stage in THEN if stage in run.args.stages for job in THEN[stage](run)])
     missing = [p.stem for p in run.out.glob("*.out") if not p.with_suffix(".done").exists()]
     run.say("end", f"{run.left():.0f} s left; not ended well: {', '.join(missing) or 'none'}")
     return 1 if missing else 0

@@ -24,6 +24,7 @@ from matchrt.bench.receipt import now
 from matchrt.bundle import Bundle, read_bundle
 from matchrt.engines import EngineCache
 from matchrt.engines.build import BuildRequest, build_engines
+from matchrt.engines.profiles import parse_range
 from matchrt.plugins import MatcherHooks, get_plugins
 from matchrt.runtime.engines import open_engines
 from matchrt.samples import sample_pairs
@@ -37,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--batch", default=None, help="N or MIN:OPT:MAX, as `matchrt build` takes it")
     parser.add_argument("--runs", type=int, default=10_000)
     parser.add_argument("--memory", help="provider of device memory; by default the session's choice")
     parser.add_argument("--save", type=Path)
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     bundle = read_bundle(args.bundle)
     plugins = get_plugins()
     hooks = MatcherHooks(plugins, plugins.matcher(bundle.manifest.matcher.id))
-    checks: dict[str, Any] = {"build": build(bundle, hooks, args.precision)}
+    checks: dict[str, Any] = {"build": build(bundle, hooks, args.precision, args.batch)}
     inputs = network_inputs(bundle, hooks)
     name = bundle.manifest.steps[-1].network
     backend = plugins.backends["tensorrt"]
@@ -87,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0 if passed else 1
 
 
-def build(bundle: Bundle, hooks: MatcherHooks, precision: str) -> Tensors:
+def build(bundle: Bundle, hooks: MatcherHooks, precision: str, batch: str | None) -> Tensors:
     """Build twice: the second time everything comes from the cache."""
-    request = BuildRequest(precision=precision, options={"tactic_sources": "none"})
+    ranged = None if batch is None else parse_range(batch, "--batch")
+    request = BuildRequest(precision=precision, batch=ranged, options={"tactic_sources": "none"})
     made = [build_engines(bundle, hooks, TensorRtBackend(), request, EngineCache()) for _ in range(2)]
     first, second = ([{"network": b.plan.network, "hit": b.hit, "s": round(b.seconds, 2)} for b in m] for m in made)
     return {"passed": all(b["hit"] for b in second), "first": first, "second": second}

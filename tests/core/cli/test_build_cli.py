@@ -110,6 +110,21 @@ def test_a_damaged_engine_is_reported_and_built_again(
     assert run_cli("engines", "verify", env=cache).returncode == 0
 
 
+@pytest.mark.rtx
+def test_networks_built_apart_are_the_same_build(
+    run_cli: Cli, fixed_bundle: Path, cache: dict[str, str], built: list[dict[str, Any]]
+) -> None:
+    command = ("build", fixed_bundle, "--backend", "tensorrt_rtx", "--batch", 1, "--target", "sm89", "--json")
+    one = json.loads(run_cli(*command, "--network", "matcher", env=cache).stdout)["built"]
+    assert [(b["network"], b["key"], b["cached"]) for b in one] == [("matcher", built[1]["key"], True)]
+    dry = json.loads(run_cli(*command, "--network", "extractor", "--dry-run", env=cache).stdout)["networks"]
+    assert [n["key"] for n in dry] == [built[0]["key"]]
+    wrong = run_cli(*command, "--network", "decoder", env=cache)
+    assert wrong.returncode == 2
+    assert "no network 'decoder'" in wrong.stderr
+    assert "extractor, matcher" in wrong.stderr
+
+
 def test_onnxruntime_says_that_there_is_nothing_to_build(run_cli: Cli, fixed_bundle: Path, tmp_path: Path) -> None:
     env = {"MATCHRT_CACHE": str(tmp_path)}
     done = run_cli("build", fixed_bundle, "--backend", "onnxruntime", "--json", env=env)
@@ -118,6 +133,8 @@ def test_onnxruntime_says_that_there_is_nothing_to_build(run_cli: Cli, fixed_bun
     assert answer["built"] == []
     assert "nothing to build" in answer["note"]
     assert set(answer["loaded_seconds"]) == {"extractor", "matcher"}
+    one = run_cli("build", fixed_bundle, "--backend", "onnxruntime", "--network", "matcher", "--json", env=env)
+    assert set(json.loads(one.stdout)["loaded_seconds"]) == {"matcher"}
     half = run_cli(
         "build", fixed_bundle, "--backend", "onnxruntime", "--precision", "fp16", "--option", "optimise=basic", env=env
     )

@@ -83,6 +83,7 @@ def request_from(
     help="mixed: pairs to measure on; default: the shipped ones.",
 )
 @click.option("--jobs", type=click.IntRange(1, 64), default=1, show_default=True, help="Networks built at a time.")
+@click.option("--network", "networks", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
 @click.option("--dry-run", is_flag=True, help="Prepare and lint, say what would be built, build nothing.")
 @json_option
 def command(
@@ -100,6 +101,7 @@ def command(
     tolerance: float | None,
     pairs: Path | None,
     jobs: int,
+    networks: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
 ) -> int:
@@ -111,8 +113,9 @@ def command(
         precision, batch, shapes, target, assignments, isolate, workspace=workspace, level=level, tf32=tf32
     )
     opened, hooks, made = open_for_build(bundle, _chosen(backend))
+    only = _only(opened, networks)
     if precision in made.runs_as_is:
-        return _nothing_to_build(opened, made, request, as_json)
+        return _nothing_to_build(opened, made, request, only, as_json)
     from matchrt.engines import EngineCache
     from matchrt.engines.build import build_engines, planned
 
@@ -121,10 +124,10 @@ def command(
         if precision == "mixed":
             request = _with_kept(opened, hooks, made, request, tolerance, pairs, progress)
         if dry_run:
-            with planned(opened, hooks, made, request, cache, progress) as plans:
+            with planned(opened, hooks, made, request, cache, progress, only) as plans:
                 pass
             return _show_plans(plans, as_json)
-        built = build_engines(opened, hooks, made, request, cache, progress, jobs=jobs)
+        built = build_engines(opened, hooks, made, request, cache, progress, only, jobs=jobs)
     _show_built(opened, built, as_json)
     return 0
 
@@ -144,6 +147,15 @@ def open_for_build(path: Path, backend: str) -> tuple[Bundle, MatcherHooks, Any]
             f"backend {backend!r} builds no engines", hint=f"use it at once: matchrt match --backend {backend}"
         )
     return opened, MatcherHooks(plugins, plugins.matcher(opened.manifest.matcher.id)), made
+
+
+def _only(bundle: Bundle, networks: tuple[str, ...]) -> tuple[str, ...]:
+    """The networks to build: those that are named, or all. Raises `UsageError` for a name that the bundle lacks."""
+    known = tuple(n.name for n in bundle.manifest.networks)
+    for name in networks:
+        if name not in known:
+            raise UsageError(f"the bundle has no network {name!r}", hint=f"it has {', '.join(known)}")
+    return tuple(n for n in known if not networks or n in networks)
 
 
 def _with_kept(
@@ -170,8 +182,10 @@ def _with_kept(
     return replace(request, kept=kept)
 
 
-def _nothing_to_build(bundle: Bundle, backend: Any, request: BuildRequest, as_json: bool) -> int:
-    """Load every network once, to say honestly that it runs, and that nothing was built."""
+def _nothing_to_build(
+    bundle: Bundle, backend: Any, request: BuildRequest, only: tuple[str, ...], as_json: bool
+) -> int:
+    """Load every network of `only` once, to say honestly that it runs, and that nothing was built."""
     import time
 
     options = backend.options(request.options)
@@ -181,10 +195,10 @@ def _nothing_to_build(bundle: Bundle, backend: Any, request: BuildRequest, as_js
             hint="leave --batch, --shapes and --target out",
         )
     seconds = {}
-    for network in bundle.manifest.networks:
+    for name in only:
         begin = time.perf_counter()
-        backend.open(network.name, bundle.graph(network.name), options).close()
-        seconds[network.name] = round(time.perf_counter() - begin, 3)
+        backend.open(name, bundle.graph(name), options).close()
+        seconds[name] = round(time.perf_counter() - begin, 3)
     said = f"nothing to build: {backend.name} runs the bundle's {request.precision} graphs as they are; each was loaded once"
     if as_json:
         print_json({"backend": backend.name, "built": [], "note": said, "loaded_seconds": seconds, "options": options})

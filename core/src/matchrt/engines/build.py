@@ -109,20 +109,18 @@ def build_engines(
         raise UsageError(f"jobs must be at least 1, got {jobs}")
     cache, progress = cache or EngineCache(), progress or Silent()
     origin = {**_origin(bundle, hooks, request), "request": request_digest(request)}
-    with planned(bundle, hooks, backend, request, cache, progress) as plans:
-        wanted = [p for p in plans if only is None or p.network in only]
-
+    with planned(bundle, hooks, backend, request, cache, progress, only) as plans:
         chosen = request if jobs == 1 else replace(request, isolate=True)
 
         def make(plan: Plan, progress: Progress) -> Built:
             return _built(plan, backend, chosen, cache, {**origin, "network": plan.network}, progress)
 
-        if jobs == 1 or len(wanted) < 2:
-            return [make(plan, progress) for plan in wanted]
-        for plan in wanted:
+        if jobs == 1 or len(plans) < 2:
+            return [make(plan, progress) for plan in plans]
+        for plan in plans:
             require_buildable(plan)
-        with stage(progress, f"build, {jobs} at a time", len(wanted)):
-            return _side_by_side(wanted, make, jobs, progress)
+        with stage(progress, f"build, {jobs} at a time", len(plans)):
+            return _side_by_side(plans, make, jobs, progress)
 
 
 def _side_by_side(
@@ -177,8 +175,9 @@ def planned(
     request: BuildRequest,
     cache: EngineCache,
     progress: Progress,
+    only: Collection[str] | None = None,
 ) -> Iterator[list[Plan]]:
-    """Plans for all networks; their graph files exist while the block runs. Builds nothing."""
+    """Plans for all networks, or those in `only`; their graph files exist while the block runs. Builds nothing."""
     if request.precision not in PRECISIONS:
         raise UsageError(f"precision {request.precision!r} is not one of {', '.join(PRECISIONS)}")
     lacking = {n.name for n in bundle.manifest.networks} - set(request.kept)
@@ -191,10 +190,11 @@ def planned(
     options = resolve_options(hooks, backend, target, request)
     identity = backend.identity(request.targets)
     ranges = axis_ranges(bundle.manifest, request.shapes, request.batch)
+    contracts = [n for n in bundle.manifest.networks if only is None or n.name in only]
     with tempfile.TemporaryDirectory(prefix=".work-", dir=cache.root) as folder:
         plans = []
-        with stage(progress, "prepare", len(bundle.manifest.networks)):
-            for contract in bundle.manifest.networks:
+        with stage(progress, "prepare", len(contracts)):
+            for contract in contracts:
                 freeze = frozen_axes(contract, ranges)
                 rules = request.kept[contract.name].rules if contract.name in request.kept else ()
                 prepared = prepare_network(bundle, hooks, contract.name, target, freeze, Path(folder), rules)
