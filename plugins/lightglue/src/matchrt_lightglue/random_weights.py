@@ -6,15 +6,68 @@ With PyTorch's own initial values no score reaches the usual threshold of 0.1, a
 from __future__ import annotations
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 
 def fill(network: nn.ModuleDict) -> None:
-    """Weights of extractor and matcher from torch's own generator, in place."""
-    fill_extractor(network["extractor"])
-    fill_matcher(
-        network["matcher"], sharpness=36.0
-    )  # descriptors of a random extractor are more alike than trained ones
+    """Weights of extractor and matcher from torch's own generator, in place; the extractor's are calibrated on random pictures."""
+    extractor = network["extractor"]
+    fill_extractor(extractor)
+    pictures = torch.cat([dead_leaves() for _ in range(4)])
+    calibrate_extractor(extractor.double(), pictures.double())
+    extractor.float()
+    # Updates that do not drown the descriptors: otherwise all points of an image become alike, and half rounding decides.
+    fill_matcher(network["matcher"], sharpness=24.0, update=0.02)
+
+
+@torch.no_grad()
+def calibrate_extractor(extractor: nn.Module, pictures: Tensor) -> None:
+    """SuperPoint: no keypoints where a picture is flat, and descriptors that tell its places apart; in place.
+
+    The first layer sees contrast alone, every layer keeps the scale of its inputs, and descriptors are decorrelated (the inverse
+    square root of the second moments of the features' directions), as trained ones are. `pictures` (B, 1, H, W), float64.
+    """
+    x = pictures
+    first = extractor.get_submodule("conv1a")
+    assert isinstance(first, nn.Conv2d)
+    first.weight.sub_(first.weight.mean((2, 3), keepdim=True))
+    for stage in range(1, 5):
+        for name in (f"conv{stage}a", f"conv{stage}b"):
+            x = F.relu(_scaled(extractor, name, x))
+        x = F.max_pool2d(x, 2) if stage < 4 else x
+    _scaled(extractor, "convPb", F.relu(_scaled(extractor, "convPa", x)), 6.0)
+    describe = extractor.get_submodule("convDb")
+    assert isinstance(describe, nn.Conv2d)
+    features = F.normalize(F.relu(_scaled(extractor, "convDa", x)).permute(0, 2, 3, 1).flatten(0, 2), dim=-1)
+    values, vectors = torch.linalg.eigh(features.T @ features / len(features))
+    root = vectors @ torch.diag((values + 0.03 * values.mean()) ** -0.5) @ vectors.T
+    describe.weight.copy_(root[: describe.out_channels, :, None, None])
+    detect = extractor.get_submodule("convPb")
+    assert isinstance(detect, nn.Conv2d)
+    assert detect.bias is not None
+    detect.bias[-1] = 8.0
+
+
+def _scaled(extractor: nn.Module, name: str, x: Tensor, scale: float = 1.0) -> Tensor:
+    """The layer's outputs after its weights are scaled so that their root mean square is about `scale`."""
+    layer = extractor.get_submodule(name)
+    assert isinstance(layer, nn.Conv2d)
+    layer.weight.mul_(scale / layer(x).square().mean().sqrt())
+    out: Tensor = layer(x)
+    return out
+
+
+def dead_leaves(count: int = 600) -> Tensor:
+    """(1, 1, 128, 160) float32 in [0, 1]: opaque rectangles of random sizes and greys, one over the other (the dead leaves model;
+    Lee, Mumford and Huang 2001), whose edges and contrasts are like a photograph's. Integers only, so it is the same everywhere."""
+    height, width = 128, 160
+    image = torch.zeros(height, width)
+    for _ in range(count):
+        bottom, right, grey, *draws = (int(torch.randint(n, ())) for n in (height, width, 256, 64, 64))
+        rows, columns = (min(60, 4096 // (draw + 1) ** 2) for draw in draws)
+        image[max(0, bottom - rows) : bottom + 1, max(0, right - columns) : right + 1] = grey
+    return image[None, None] / 255
 
 
 @torch.no_grad()
@@ -31,8 +84,9 @@ def fill_extractor(extractor: nn.Module) -> None:
 
 
 @torch.no_grad()
-def fill_matcher(matcher: nn.Module, sharpness: float = 12.0) -> None:
-    """LightGlue: alike descriptors match with high scores, and positions matter. `sharpness` scales what the last product compares."""
+def fill_matcher(matcher: nn.Module, sharpness: float = 12.0, update: float = 0.1) -> None:
+    """LightGlue: alike descriptors match with high scores, and positions matter. `sharpness` scales what the last product compares,
+    `update` what a layer adds to a point; below 0.1 the rows that make it sum to zero, so that points do not all move the same way."""
     for name, tensor in matcher.state_dict().items():
         noise = torch.randn(tensor.shape)
         if name.endswith("final_proj.weight"):
@@ -44,7 +98,11 @@ def fill_matcher(matcher: nn.Module, sharpness: float = 12.0) -> None:
         elif name.endswith("ffn.1.weight"):
             tensor.copy_(1 + 0.1 * noise)
         elif name.endswith("ffn.3.weight"):
-            tensor.copy_(noise * 0.1 * tensor.shape[-1] ** -0.5)  # else similarities of thousands drown in rounding
+            tensor.copy_(noise * update * tensor.shape[-1] ** -0.5)  # else similarities of thousands drown in rounding
+            if update < 0.1:
+                tensor.sub_(tensor.mean(1, keepdim=True))
+        elif name.endswith("ffn.3.bias") and update < 0.1:
+            tensor.copy_(0.1 * 0.02 * noise)
         elif name.endswith(("Wqkv.weight", "to_qk.weight")):
             tensor.copy_(noise * 5 * tensor.shape[-1] ** -0.5)  # attention that chooses
         elif "confidence" not in name:
