@@ -148,7 +148,7 @@ def test_the_rules_reach_what_they_name(prepared: dict[str, PreparedGraph]) -> N
     products = [n for n in prepared["matcher"].model.graph.node if n.op_type == "MatMul"]
     half = [n for n in products if types[n.output[0]] == HALF]
     layers = {n.name.split("/")[0].split(".")[1] for n in half if n.name.startswith("transformers.")}
-    assert len(half) == 12 * len(layers)  # 8 projections and 4 products of attention in each layer
+    assert len(half) == 10 * len(layers)  # 6 projections and 4 products of attention in each layer
     last = f"log_assignment.{len(layers) - 1}"
     wide = {n.name.split("/")[0] for n in products if n not in half}
     assert wide == {"", "posenc.Wr", f"{last}.final_proj", f"{last}.matchability"}
