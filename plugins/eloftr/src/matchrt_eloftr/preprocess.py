@@ -25,7 +25,7 @@ from matchrt.errors import ImageError, UsageError
 from matchrt.images.grey import to_grey_pil
 from matchrt.images.resize import (
     floor_to_multiple,
-    pad_bottom_right,
+    frame,
     resize_area,
     resize_pil_lanczos,
     size_with_long_side_at_most,
@@ -165,6 +165,7 @@ def _floored(size: Size, original: Size, recipe: Recipe) -> Size:
 def _finish(
     grey: NDArray[np.uint8], original: Size, refit: tuple[float, float], scale: tuple[float, float], recipe: Recipe
 ) -> Prepared:
-    padded, valid = pad_bottom_right(grey, recipe.network_size)
-    tensor = np.ascontiguousarray((padded.astype(np.float32) / np.float32(255.0))[None, None])
-    return Prepared(tensor, valid, original, refit, scale, recipe.half_pixel)
+    valid = int(grey.shape[0]), int(grey.shape[1])
+    padded, content = frame(valid, recipe.network_size)
+    np.divide(grey, np.float32(255.0), out=content)
+    return Prepared(padded[None, None], valid, original, refit, scale, recipe.half_pixel)
