@@ -192,9 +192,7 @@ def main() -> None:
         cuda_module.load_driver = lambda: library
         bundle = read_bundle(Path(args.bundle))
         hooks = MatcherHooks(get_plugins(), get_plugins().matcher(bundle.manifest.matcher.id))
-        backend: Any = SimpleNamespace(
-            name="tensorrt", create=lambda: PretendBackend(args.engine_ms / 1e3, library)
-        )
+        backend: Any = SimpleNamespace(name="tensorrt", create=lambda: PretendBackend(args.engine_ms / 1e3, library))
         with Matcher(bundle, hooks, backend) as matcher:
             turns = cycle(pairs)
 

@@ -208,7 +208,7 @@ def _from_16_bit(values: NDArray[Any], notes: list[str]) -> UInt8Array:
 def _to_pixels(image: PILImage, name: str, notes: list[str]) -> UInt8Array:
     mode = image.mode
     if mode in ("L", "RGB"):
-        return np.array(image)
+        return np.asarray(image)  # over the bytes that Pillow gave: they are a copy, and nobody else's
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bit(np.asarray(image).astype(np.uint16), notes)
     if mode in ("F", "I"):
