@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 
 KEPT_BYTES = 256 << 20
 """Most bytes that are kept for the next picture once nobody uses them."""
-_SMALL, _MOST_SIZES = 1 << 16, 16
+_SMALL = 1 << 16
 
 _free: dict[int, list[NDArray[np.uint8]]] = {}
 _local = threading.local()
@@ -56,8 +56,12 @@ def scratch(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
 
 
 def _keep(block: NDArray[np.uint8]) -> None:
-    held = sum(size * len(blocks) for size, blocks in list(_free.items()))
-    if held + block.nbytes > KEPT_BYTES:
-        _free.clear()  # of pictures of sizes that are no longer asked for, most likely
-    if block.nbytes <= KEPT_BYTES:
+    """For the next of its size, where there is room; memory of other sizes, which is asked for no longer, goes first."""
+    held = block.nbytes + sum(size * len(blocks) for size, blocks in list(_free.items()))
+    for size in list(_free):
+        if held <= KEPT_BYTES or block.nbytes > KEPT_BYTES:
+            break
+        if size != block.nbytes:
+            held -= size * len(_free.pop(size, ()))
+    if held <= KEPT_BYTES:
         _free.setdefault(block.nbytes, []).append(block)

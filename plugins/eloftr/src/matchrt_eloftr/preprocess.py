@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from matchrt.errors import ImageError, UsageError
 from matchrt.images.grey import to_grey_pil
+from matchrt.images.memory import empty
 from matchrt.images.resize import (
     floor_to_multiple,
     frame,
@@ -141,13 +142,15 @@ def _efficientloftr(pixels: NDArray[np.uint8], recipe: Recipe) -> Prepared:
     """Upstream's `read_scannet_gray` (stretch) and `read_megadepth_gray` (long-side, resize = the network's longer side)."""
     import cv2
 
-    grey = pixels if pixels.ndim == 2 else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
     original = int(pixels.shape[0]), int(pixels.shape[1])
+    grey = pixels
+    if pixels.ndim == 3:
+        grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY, dst=empty(original, np.uint8)), np.uint8)
     size = recipe.network_size
     if recipe.name == "long-side":
         scale = min(size) / max(original)
         size = _floored((round(original[0] * scale), round(original[1] * scale)), original, recipe)
-    resized = np.asarray(cv2.resize(grey, (size[1], size[0])), np.uint8)
+    resized = np.asarray(cv2.resize(grey, (size[1], size[0]), dst=empty(size, np.uint8)), np.uint8)
     return _finish(resized, original, (1.0, 1.0), (original[1] / size[1], original[0] / size[0]), recipe)
 
 

@@ -174,16 +174,15 @@ class Pool:
                 return spare.pop()
         return self.memory.device(nbytes)
 
-    def give_back(self, block: Block) -> None:
-        """Keep it for the next that asks; free it if the pool is closed."""
+    def give_back(self, block: Block) -> bool:
+        """Keep it for the next that asks; False if the pool is closed, and it is left to the caller to free."""
         with self.lock:
             if not self.closed:
                 self.free.setdefault(block.nbytes, []).append(block)
-                return
-        block.free()
+            return not self.closed
 
     def close(self) -> None:
-        """Free what is not handed out; the rest is freed when it comes back."""
+        """Free what is not handed out; the rest is not taken back."""
         with self.lock:
             self.closed = True
             spare = [b for blocks in self.free.values() for b in blocks]

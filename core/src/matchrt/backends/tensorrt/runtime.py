@@ -223,8 +223,9 @@ class TensorRtSession:
             self.close()
 
     def _give_back(self, block: Block) -> None:
-        with self._cuda.current():
-            self._pool.give_back(block)
+        if not self._pool.give_back(block):
+            with self._cuda.current():
+                block.free()
 
     def _free(self, block: Block | None) -> None:
         if block is not None:
