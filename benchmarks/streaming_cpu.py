@@ -111,7 +111,12 @@ class PretendBackend:
         def capture() -> Iterator[list[Any]]:
             yield []
 
-        api: Any = SimpleNamespace(enum=lambda kind, name: name, log=SimpleNamespace(capture=capture))
+        api: Any = SimpleNamespace(
+            name="pretended",
+            has=lambda capability: False,
+            enum=lambda kind, name: name,
+            log=SimpleNamespace(capture=capture),
+        )
         each = self._seconds / len(bundle.manifest.steps)
         return {
             n.name: TensorRtEngine(

@@ -13,7 +13,7 @@ import pytest
 from matchrt import images
 from matchrt.errors import UsageError
 from matchrt.images import memory
-from matchrt.images.memory import empty, scratch
+from matchrt.images.memory import empty, temporary
 from matchrt.images.opencv import one_thread_a_call
 from matchrt.images.read import read_image
 from matchrt.model import Settings
@@ -67,7 +67,7 @@ def test_threads_that_take_and_drop_never_share() -> None:
 
     def work(number: int) -> None:
         for _ in range(300):
-            mine, other = empty((SIDE, SIDE)), scratch("x", (SIDE, 10))
+            mine, other = empty((SIDE, SIDE)), temporary("x", (SIDE, 10))
             mine[:], other[:] = number, number
             if not ((mine == number).all() and (other == number).all()):
                 wrong.append(number)
@@ -80,11 +80,11 @@ def test_threads_that_take_and_drop_never_share() -> None:
     assert not wrong
 
 
-def test_scratch_is_the_threads_own_and_grows() -> None:
-    small = scratch("a", (3, 4))
-    assert address(scratch("a", (2, 2))) == address(small)
-    assert address(scratch("b", (3, 4))) != address(small)
-    assert scratch("a", (50, 60)).shape == (50, 60)
+def test_a_temporary_is_the_threads_own_and_grows() -> None:
+    small = temporary("a", (3, 4))
+    assert address(temporary("a", (2, 2))) == address(small)
+    assert address(temporary("b", (3, 4))) != address(small)
+    assert temporary("a", (50, 60)).shape == (50, 60)
 
 
 def test_a_resize_into_part_of_an_array_is_the_same() -> None:

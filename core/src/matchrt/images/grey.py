@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchrt.errors import UsageError
-from matchrt.images.memory import empty, scratch
+from matchrt.images.memory import empty, temporary
 
 
 def _check_colour(pixels: NDArray[Any]) -> None:
@@ -29,7 +29,7 @@ def to_grey_float(pixels: NDArray[Any]) -> NDArray[np.float32]:
     import cv2
 
     height, width = pixels.shape[:2]
-    colour = pixels if pixels.dtype == np.float32 else _as_float(pixels, scratch("colour", pixels.shape))
+    colour = pixels if pixels.dtype == np.float32 else _as_float(pixels, temporary("colour", pixels.shape))
     grey = empty((height, width))
     return np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY, dst=grey), np.float32)
 

@@ -43,7 +43,7 @@ def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]
     return np.empty(shape, kind) if nbytes < _SMALL else np.asarray(_Loan(shape, kind, nbytes))
 
 
-def scratch(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+def temporary(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """An array of float32 that the calling thread gets again, with whatever is in it, when it next asks for `name`.
 
     For what does not leave a function. The memory goes when the thread ends.

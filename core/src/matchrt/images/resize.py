@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchrt.errors import UsageError
-from matchrt.images.memory import empty, scratch
+from matchrt.images.memory import empty, temporary
 
 if TYPE_CHECKING:
     from PIL.Image import Resampling
@@ -144,11 +144,11 @@ def _resample(pixels: Float32Array, taps: list[Taps], out: Float32Array | None =
         height * width + height * new_width * (len(columns[0]) + 1) + new_height * new_width * len(rows[0]),
     ]
     if costs[0] <= costs[1]:
-        values = _sum_rows(pixels, *rows, scratch("rows", (new_height, width, *tail)))
-        values = _sum_rows(_turned(values), *columns, scratch("columns", (new_width, new_height, *tail)))
+        values = _sum_rows(pixels, *rows, temporary("rows", (new_height, width, *tail)))
+        values = _sum_rows(_turned(values), *columns, temporary("columns", (new_width, new_height, *tail)))
         np.copyto(result, _turned(values))
     else:
-        values = _sum_rows(_turned(pixels), *columns, scratch("columns", (new_width, height, *tail)))
+        values = _sum_rows(_turned(pixels), *columns, temporary("columns", (new_width, height, *tail)))
         _sum_rows(_turned(values), *rows, result)
     return result
 
@@ -157,7 +157,7 @@ def _turned(pixels: Float32Array) -> Float32Array:
     """Rows and columns exchanged; gone with the next call in this thread."""
     import cv2
 
-    turned = scratch("turned", (pixels.shape[1], pixels.shape[0], *pixels.shape[2:]))
+    turned = temporary("turned", (pixels.shape[1], pixels.shape[0], *pixels.shape[2:]))
     return np.asarray(cv2.transpose(pixels, dst=turned), np.float32).reshape(turned.shape)
 
 
@@ -166,7 +166,7 @@ def _sum_rows(
 ) -> Float32Array:
     """Each row of `out` as the weighted sum of the rows `indices[:, row]`; in blocks that stay in the processor's cache."""
     block = max(1, _BLOCK // max(1, pixels[0].size))
-    room = scratch("terms", (min(block, len(out)), *pixels.shape[1:]))
+    room = temporary("terms", (min(block, len(out)), *pixels.shape[1:]))
     factors = weights.reshape(*weights.shape, *[1] * (pixels.ndim - 1))
     for start in range(0, len(out), block):
         part = slice(start, start + block)

@@ -1,4 +1,4 @@
-"""Weight-space rewrites that make LightGlue's graph small; applied for export, taken back afterwards.
+"""Weight-space rewrites that make SuperPoint's and LightGlue's graphs small; applied for export, taken back afterwards.
 
 Published weights keep query, key and value interleaved, rotate neighbouring pairs and scale after the projection.
 Reordering rows once gives whole blocks, half-split rotation and the scale inside the weights: Slice, Unsqueeze and
@@ -8,6 +8,7 @@ Concat chains disappear, and attention has the form that TensorRT fuses (scaled 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchrt.patches import Patch, replaced_modules
@@ -19,6 +20,66 @@ from matchrt_lightglue.networks.attention import (
     split_heads,
     update,
 )
+from matchrt_lightglue.networks.superpoint import FirstConv
+
+STEP = 2.0**-11
+"""Grey values up to 1 in these steps are exact in float16."""
+
+OUTSIDE = -1.0e4
+"""Far below what the first convolution gives for grey values, so that the ReLU leaves 0; float16 holds it."""
+
+
+class GreyParts(nn.Module):
+    """Four maps of one: grey values in steps of 2^-11, their remainder, the steps again, and where the padding is.
+
+    Each is exact in float16 or as exact as float32 was, so the convolution over them loses nothing in half precision. A module, so
+    that its nodes have a name for precision rules.
+    """
+
+    def forward(self, image: Tensor, inside: Tensor) -> Tensor:
+        """`image` and `inside` (B, 1, H, W) to (B, 4, H, W)."""
+        grey = image * inside
+        steps = torch.floor(grey * (1.0 / STEP)) * STEP
+        return torch.cat((steps, grey - steps, steps, 1.0 - inside), dim=1)
+
+
+class PackedFirstConv(nn.Module):
+    """`FirstConv` as one convolution of four input channels (TensorRT pads one to eight anyway), without a product with the mask.
+
+    The weights for the second copy of the steps are what float16 cuts off the first's: products are exact in half precision, as
+    sums are accumulated in float32. The padding's own channel has one tap, which the ReLU turns to zero.
+    """
+
+    def __init__(self, first: FirstConv) -> None:
+        super().__init__()
+        self.parts = GreyParts()
+        weight = first.weight.detach()
+        rounded = weight.to(torch.float16).to(weight.dtype)
+        outside = torch.zeros_like(weight)
+        outside[:, :, 1, 1] = OUTSIDE
+        self.conv = nn.Conv2d(4, weight.shape[0], kernel_size=3, padding=1, device="meta")
+        self.conv.weight = nn.Parameter(torch.cat((rounded, weight, weight - rounded, outside), 1), requires_grad=False)
+        assert first.bias is not None
+        self.conv.bias = nn.Parameter(first.bias.detach().clone(), requires_grad=False)
+
+    def forward(self, image: Tensor, inside: Tensor) -> Tensor:
+        """As `FirstConv.forward`; a mask is needed."""
+        return F.relu(self.conv(self.parts(image, inside)))
+
+
+def first_layer() -> Patch:
+    """Patch that replaces the first convolution of a `SuperPoint` whose padding is masked."""
+
+    def replace(module: nn.Module) -> nn.Module | None:
+        return PackedFirstConv(module) if isinstance(module, FirstConv) else None
+
+    return Patch(
+        name="first-layer",
+        reason="in half precision the first layer's sums moved matches, and in float32 it cost a fifth of the extractor's time",
+        exact=True,
+        tolerance=1e-5,
+        apply=lambda network: replaced_modules(network, replace),
+    )
 
 
 class PackedSelfBlock(nn.Module):

@@ -23,21 +23,31 @@ from matchrt.backends.tensorrt.arrays import DeviceTensor, as_dtype, is_device_a
 from matchrt.backends.tensorrt.builder import dtype_name
 from matchrt.backends.tensorrt.cuda import Driver, driver
 from matchrt.backends.tensorrt.memory import Block, Harbour, Pool, choose_memory
+from matchrt.backends.tensorrt.scratch import Scratch, can_share, give_scratch, new_context, scratch_bytes, scratch_of
 from matchrt.errors import BackendError
 
 _MAX_GRAPHS = 8
+_MAX_STREAMS = 4
+"""Streams that a session keeps memory for."""
 Shape = tuple[int, ...]
 Addresses = tuple[tuple[str, int], ...]
 
 
 class TensorRtEngine:
-    """A deserialised engine. Options: `device` (index), `memory` (provider), `cuda_graphs` and `layer_times` (true or false)."""
+    """A deserialised engine.
+
+    Options: `device` (index), `memory` (provider); true or false: `cuda_graphs`, `shared_scratch` (see `scratch`), `layer_times`.
+    """
 
     def __init__(self, api: TrtApi, network: str, runtime: Any, engine: Any, cuda: Driver, options: Mapping[str, Any]):
         self.network = network
         self.api, self.cuda, self.options = api, cuda, dict(options)
         self._runtime, self._engine = runtime, engine
         self._lock = threading.Lock()
+        self.scratch_bytes = 0
+        """What a run needs beside inputs and outputs, if sessions share it (see `scratch`); 0 where each has its own."""
+        if can_share(api) and options.get("shared_scratch", True):
+            self.scratch_bytes = scratch_bytes(api, engine)
 
     @classmethod
     def deserialize(cls, api: TrtApi, network: str, payload: bytes, options: Mapping[str, Any]) -> TensorRtEngine:
@@ -65,7 +75,7 @@ class TensorRtEngine:
         """A session for the calling thread, with an execution context of its own."""
         engine = self.handle
         with self._lock, self.cuda.current():
-            context = engine.create_execution_context()
+            context = new_context(self.api, engine, shared=self.scratch_bytes > 0)
             if context is None:
                 raise BackendError(f"no memory for another session of network {self.network!r}")
             if context.active_optimization_profile < 0 and _is_dynamic(
@@ -131,6 +141,8 @@ class TensorRtSession:
             self._use_graphs = False  # a replayed graph reports nothing
         self._done = owner.cuda.event()
         self._last_stream = 0
+        self._scratches: OrderedDict[Scratch, None] = OrderedDict()
+        self._scratch_pointer = 0
         # Last, because a session with a context has all that `close` frees.
         self._owner, self._context, self._cuda = owner, context, owner.cuda
 
@@ -189,6 +201,7 @@ class TensorRtSession:
             if self._last_stream not in (0, used):
                 self._cuda.wait(used, self._done)  # a context runs on one stream at a time
             views = [self._input(t, inputs, used) for t in self._tensors if t.is_input]
+            self._use_scratch(used)
             self._set_shapes({name: shape for name, _, shape, _ in views})
             outputs = self._outputs(used)
             addresses = tuple((n, p) for n, p, _, _ in views) + tuple((n, t.pointer) for n, t in outputs.items())
@@ -214,6 +227,7 @@ class TensorRtSession:
                 self._cuda.free_event(stage.event)
             self._pool.close()
             self._harbour.close()
+            self._scratches.clear()
             self._cuda.free_event(self._done)
         self._graphs.clear()
         self._stages.clear()
@@ -221,6 +235,23 @@ class TensorRtSession:
     def __del__(self) -> None:
         if getattr(self, "_context", None) is not None and not sys.is_finalizing():
             self.close()
+
+    def _use_scratch(self, stream: int) -> None:
+        needed = self._owner.scratch_bytes
+        if not needed:
+            return
+        scratch = scratch_of(self._cuda, stream)
+        self._scratches[scratch] = None
+        self._scratches.move_to_end(scratch)
+        if len(self._scratches) > _MAX_STREAMS:
+            self._cuda.wait_on_host(
+                self._done
+            )  # later work waited for earlier, so that none is under way in the oldest
+            self._scratches.popitem(last=False)
+        pointer = scratch.reserve(self._memory, needed)
+        if pointer != self._scratch_pointer:
+            give_scratch(self._owner.api, self._context, pointer, needed)
+            self._scratch_pointer = pointer
 
     def _give_back(self, block: Block) -> None:
         if not self._pool.give_back(block):
@@ -315,7 +346,7 @@ class TensorRtSession:
 
     def _enqueue(self, addresses: Addresses, stream: int) -> None:
         """Run plainly at first sight; capture when shapes and addresses come again; replay from then on."""
-        key = (tuple(self._shapes.items()), addresses)
+        key = (tuple(self._shapes.items()), addresses, self._scratch_pointer)
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)
