@@ -9,12 +9,14 @@ import threading
 import cv2
 import numpy as np
 import pytest
+from PIL import Image as PILImage
 
 from matchrt import images
 from matchrt.errors import UsageError
 from matchrt.images import memory
 from matchrt.images.memory import empty, temporary
 from matchrt.images.opencv import one_thread_a_call
+from matchrt.images.pillow_memory import _shown, pixels_of
 from matchrt.images.read import read_image
 from matchrt.model import Settings
 from matchrt.samples import sample_pairs
@@ -143,3 +145,25 @@ def test_preparing_a_picture_touches_no_fresh_memory() -> None:
     for _ in range(10):
         preprocess_pair(pictures, settings)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 10 * 300
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("size", [(1, 1), (7, 5), (640, 481), (5000, 1500)])
+def test_pillows_own_memory_gives_what_numpy_gets(
+    mode: str, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest has several blocks of memory, which Pillow does not show."""
+    noise = np.random.default_rng(3).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    image = PILImage.fromarray(noise).convert(mode)
+    wanted = np.array(image)
+    got = pixels_of(image)
+    assert got.dtype == np.uint8
+    assert np.array_equal(got, wanted)
+    shows = hasattr(image, "__arrow_c_array__")
+    assert (_shown(image) is not None) == ((shows and size != (5000, 1500)) or (shows and mode == "L"))
+    image.putpixel((0, 0), 255 - int(wanted[0, 0]) if mode == "L" else tuple(255 - int(v) for v in wanted[0, 0]))
+    assert np.array_equal(got, wanted), "a copy, not Pillow's own"
+    monkeypatch.delitem(sys.modules, "cv2")
+    assert np.array_equal(pixels_of(PILImage.fromarray(wanted)), wanted)
+    monkeypatch.setattr("matchrt.images.pillow_memory._shown", lambda image: None)
+    assert np.array_equal(pixels_of(PILImage.fromarray(wanted)), wanted)
