@@ -173,7 +173,7 @@ def _sum_rows(
         total = out[part]
         term = room[: len(total)]
         for number in range(len(indices)):
-            np.take(pixels, indices[number, part], axis=0, out=term, mode="clip")  # "raise" would take a detour
+            pixels.take(indices[number, part], axis=0, out=term, mode="clip")  # "raise" would take a detour
             np.multiply(term, factors[number, part], out=total if number == 0 else term)
             if number:
                 np.add(total, term, out=total)
