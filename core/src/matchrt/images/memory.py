@@ -32,8 +32,9 @@ class _Loan:
         self.__array_interface__ = {"version": 3, "shape": shape, "typestr": dtype.str, "data": place}
 
     def __del__(self) -> None:
-        if not sys.is_finalizing():
-            _keep(self._block)
+        block = getattr(self, "_block", None)
+        if block is not None and not sys.is_finalizing():
+            _keep(block)
 
 
 def empty(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> NDArray[Any]:
