@@ -240,7 +240,7 @@ def upload(session: Any, pointer: int, value: np.ndarray) -> None:
     with cuda.current():
         stream = cuda.thread_stream()
         pinned = session._memory.pinned(value.nbytes)
-        pinned.host()[:] = value.view(np.uint8).reshape(-1)
+        pinned.bytes[:] = value.view(np.uint8).reshape(-1)
         cuda.to_device(pointer, pinned.pointer, value.nbytes, stream)
         cuda.synchronize(stream)
         pinned.free()

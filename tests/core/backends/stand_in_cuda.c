@@ -91,6 +91,7 @@ int cuEventRecord(void *e, void *h) {
     *(Event *)e = (Event){s, s->end, ((Event *)e)->timed};
     return 0;
 }
+int cuEventQuery(void *e) { CHECK; Event *event = e; return event->on && event->on->begin < event->upto ? 600 : 0; }
 int cuEventSynchronize(void *e) { CHECK; Event *event = e; if (event->on) drain(event->on, event->upto); return 0; }
 int cuEventDestroy_v2(void *e) { CHECK; free(e); live_events--; return 0; }
 /* One millisecond for each operation between the two, once both have passed. */

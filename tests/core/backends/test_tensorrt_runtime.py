@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from matchrt.backends.building import BuildJob, Profile
 from matchrt.backends.tensorrt import _api
 from matchrt.backends.tensorrt.arrays import DeviceTensor
 from matchrt.backends.tensorrt.builder import build
-from matchrt.backends.tensorrt.cuda import driver
+from matchrt.backends.tensorrt.cuda import _BRIEF, driver
 from matchrt.backends.tensorrt.memory import choose_memory
 from matchrt.backends.tensorrt.options import resolve_options
 from matchrt.backends.tensorrt.runtime import TensorRtEngine
@@ -422,3 +423,15 @@ def test_memory_providers_are_named_and_torch_is_never_loaded_for_it(fake_cuda: 
         choose_memory(driver(), "cupy")
     with pytest.raises(EnvironmentLackError, match="not at hand"):
         choose_memory(driver(), "torch")
+
+
+def test_what_may_wait_gives_up_pythons_lock_and_what_may_not_keeps_it(fake_cuda: Any) -> None:
+    """A call that waits with the lock would stop every thread; a brief one that gives it up queues for it behind every thread."""
+    keeps = {n for n, function in driver()._functions.items() if function._flags_ & ctypes_keeps_lock()}
+    assert keeps == _BRIEF
+    assert not keeps & {"cuStreamSynchronize", "cuEventSynchronize", "cuMemAlloc_v2", "cuMemHostAlloc", "cuGraphLaunch"}
+
+
+def ctypes_keeps_lock() -> int:
+    """The flag of functions that ctypes calls without giving up the interpreter's lock."""
+    return int(ctypes.PyDLL(None)._FuncPtr._flags_ & ~ctypes.CDLL(None)._FuncPtr._flags_)

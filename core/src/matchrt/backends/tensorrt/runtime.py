@@ -6,6 +6,7 @@ behavioural stand-in of binding and driver; what ran on a GPU is said by the rec
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from matchrt.backends.tensorrt._api import TrtApi
 from matchrt.backends.tensorrt.arrays import DeviceTensor, as_dtype, is_device_array, view
 from matchrt.backends.tensorrt.builder import dtype_name
 from matchrt.backends.tensorrt.cuda import Driver, driver
-from matchrt.backends.tensorrt.memory import Block, Pool, choose_memory
+from matchrt.backends.tensorrt.memory import Block, Harbour, Pool, choose_memory
 from matchrt.backends.tensorrt.scratch import Scratch, can_share, give_scratch, new_context, scratch_bytes, scratch_of
 from matchrt.errors import BackendError
 
@@ -128,8 +129,7 @@ class TensorRtSession:
         self._tensors = _describe(owner.api, owner.handle)
         self._stages: dict[str, _Stage] = {}
         self._host: dict[str, np.ndarray] = {}
-        self._results: dict[str, Block] = {}
-        self._pool = Pool(self._memory)
+        self._pool, self._harbour = Pool(self._memory), Harbour(self._memory)
         self._shapes: dict[str, Shape] = {}
         self._graphs: OrderedDict[Any, int | None] = OrderedDict()
         self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
@@ -168,14 +168,12 @@ class TensorRtSession:
         """A copy of `array` on the device, in the order of the thread's own stream; done when this returns."""
         with self._cuda.current():
             stream = self._cuda.thread_stream()
-            block, pinned = self._pool.take(max(array.nbytes, 1)), self._memory.pinned(max(array.nbytes, 1))
-            try:
-                np.copyto(pinned.host()[: array.nbytes].view(array.dtype).reshape(array.shape), array)
+            block = self._pool.take(max(array.nbytes, 1))
+            with self._harbour.room(array.nbytes) as pinned:
+                np.copyto(pinned.host(array.shape, array.dtype), array)
                 self._cuda.to_device(block.pointer, pinned.pointer, array.nbytes, stream)
                 self._cuda.synchronize(stream)
-            finally:
-                pinned.free()
-            return DeviceTensor(self._cuda, block, array.shape, array.dtype, stream, self._give_back)
+            return self._on_device(block, array.shape, array.dtype, stream)
 
     @property
     def batch_bounds(self) -> dict[str, tuple[int, int]]:
@@ -188,19 +186,7 @@ class TensorRtSession:
     def run(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, np.ndarray]:
         """Outputs as numpy arrays, finished. Raises `BackendError`."""
         outputs = self.run_on_device(inputs, stream)
-        with self._cuda.current():
-            used = self._last_stream
-            for name, tensor in outputs.items():
-                if name not in self._results or self._results[name].nbytes < tensor.nbytes:
-                    self._free(self._results.pop(name, None))
-                    self._results[name] = self._memory.pinned(tensor.nbytes)
-                self._cuda.to_host(self._results[name].pointer, tensor.pointer, tensor.nbytes, used)
-            self._cuda.synchronize(used)
-            return {n: self._fetched(n, t) for n, t in outputs.items()}
-
-    def _fetched(self, name: str, tensor: DeviceTensor) -> np.ndarray:
-        raw = self._results[name].host()[: tensor.nbytes]
-        return raw.view(tensor.dtype).reshape(tensor.shape).copy()
+        return dict(zip(outputs, DeviceTensor.numpy_of(list(outputs.values())), strict=True))
 
     def run_on_device(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, DeviceTensor]:
         """Outputs left on the device; the work is on `stream` (a handle; the thread's own by default) and may not be done yet.
@@ -239,14 +225,12 @@ class TensorRtSession:
                 stage.pinned.free()
                 stage.device.free()
                 self._cuda.free_event(stage.event)
-            for block in self._results.values():
-                block.free()
             self._pool.close()
+            self._harbour.close()
             self._scratches.clear()
             self._cuda.free_event(self._done)
         self._graphs.clear()
         self._stages.clear()
-        self._results.clear()
 
     def __del__(self) -> None:
         if getattr(self, "_context", None) is not None and not sys.is_finalizing():
@@ -270,8 +254,9 @@ class TensorRtSession:
             self._scratch_pointer = pointer
 
     def _give_back(self, block: Block) -> None:
-        with self._cuda.current():
-            self._pool.give_back(block)
+        if not self._pool.give_back(block):
+            with self._cuda.current():
+                block.free()
 
     def _free(self, block: Block | None) -> None:
         if block is not None:
@@ -320,8 +305,7 @@ class TensorRtSession:
             self._stages[name] = stage
         else:
             self._cuda.wait_on_host(stage.event)  # the last copy from it may still be under way
-        staged = stage.pinned.host()[: array.nbytes].view(array.dtype).reshape(array.shape)
-        np.copyto(staged, array)
+        np.copyto(stage.pinned.host(array.shape, array.dtype), array)
         self._cuda.to_device(stage.device.pointer, stage.pinned.pointer, array.nbytes, stream)
         self._cuda.record(stage.event, stream)
         return stage.device.pointer
@@ -353,12 +337,12 @@ class TensorRtSession:
         outputs = {}
         for tensor in self._tensors:
             if not tensor.is_input:
-                nbytes = int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
-                block = self._pool.take(max(nbytes, 1))
-                outputs[tensor.name] = DeviceTensor(
-                    self._cuda, block, tensor.shape, tensor.dtype, stream, self._give_back
-                )
+                block = self._pool.take(max(math.prod(tensor.shape) * tensor.dtype.itemsize, 1))
+                outputs[tensor.name] = self._on_device(block, tensor.shape, tensor.dtype, stream)
         return outputs
+
+    def _on_device(self, block: Block, shape: Shape, dtype: np.dtype[Any], stream: int) -> DeviceTensor:
+        return DeviceTensor(self._cuda, block, shape, dtype, stream, self._give_back, self._harbour)
 
     def _enqueue(self, addresses: Addresses, stream: int) -> None:
         """Run plainly at first sight; capture when shapes and addresses come again; replay from then on."""
