@@ -102,6 +102,7 @@ def test_an_engine_that_cannot_be_looked_into_is_said_so(
     assert result.location is not None
     assert result.location.point is None
     assert "cannot be looked" in result.location.sentence
+    assert "--no-locate" in result.location.sentence
 
 
 def test_without_a_search_the_command_is_named(mini_bundle: Path) -> None:

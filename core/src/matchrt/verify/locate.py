@@ -37,6 +37,8 @@ BUDGET = 1 << 30
 """Bytes of tensors that are looked at in one go; what is beyond is looked at in a second go, inside the place found."""
 GUESS = 1 << 18
 """Elements of a tensor whose size cannot be told beforehand."""
+CAUSE = 160
+"""Most characters of an error that a sentence quotes."""
 JUMP = 8.0
 """An error this many times that of what a tensor is made from is a jump."""
 FLOORS = {"fp32": 1e-5}
@@ -78,7 +80,9 @@ def locate(
                 return found
             return _finer(search, found, hooks)
         except (MatchrtError, ImportError) as error:
-            return _unknown(failing, f"inside it cannot be looked here: {error}")
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            cause = first if len(first) <= CAUSE else f"{first[: CAUSE - 1]}…"
+            return _unknown(failing, f"inside it cannot be looked here: {cause} (--no-locate skips the look)")
 
 
 def _worst(results: Sequence[PairResult], bounds: Bounds) -> tuple[str, int]:

@@ -42,6 +42,7 @@ class Modules:
         contract = self.bundle.manifest.network(network)
         patches = self.hooks.onnx_patches(self.network, Target(opset=contract.opset))
         calls: dict[str, Calls] = {}
+        self.network.cpu()  # where conversion applied the patches; the run before may have left it on the device
         with apply_patches(self.network, patches), torch.inference_mode():
             part = self.network.get_submodule(self.hooks.matcher.network(network).module_path).to(self.device)
             handles = [

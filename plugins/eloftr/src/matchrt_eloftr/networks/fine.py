@@ -51,6 +51,9 @@ class FineMatcher(nn.Module):
     """Keypoints of coarse cell pairs from the half-resolution fine maps."""
 
     count: Tensor
+    step: Tensor
+    along_x: Tensor
+    along_y: Tensor
     inner: Tensor
     window: Tensor
     neighbours: Tensor
@@ -66,6 +69,9 @@ class FineMatcher(nn.Module):
         if self.dynamic:
             count = torch.arange(max(settings.coarse0))
             self.register_buffer("count", count, persistent=False)
+            self.register_buffer("step", torch.arange(TAPS), persistent=False)
+            self.register_buffer("along_x", torch.tensor([1.0, 0.0]), persistent=False)
+            self.register_buffer("along_y", torch.tensor([0.0, 1.0]), persistent=False)
         else:
             for number, (matched, size) in enumerate(
                 ((settings.matched0, settings.size0), (settings.matched1, settings.size1))
@@ -108,10 +114,9 @@ class FineMatcher(nn.Module):
         height, width = fine.shape[-2] // 4, fine.shape[-1] // 4
         rows, columns = self.count[:height], self.count[:width]
         start = (first_taps(rows) * fine.shape[-1])[:, None] + first_taps(columns)[None]
-        step = torch.arange(TAPS)
-        taps = (step * fine.shape[-1])[:, None] + step
-        x, y = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
-        corner = rows[:, None, None] * COARSE_STRIDE * y + columns[None, :, None] * COARSE_STRIDE * x
+        taps = (self.step * fine.shape[-1])[:, None] + self.step
+        across, down = columns[None, :, None] * COARSE_STRIDE, rows[:, None, None] * COARSE_STRIDE
+        corner = down * self.along_y + across * self.along_x
         return start.flatten(), taps.flatten(), corner.flatten(0, 1)
 
     def _best_pixels(self, window0: Tensor, window1: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,6 +149,6 @@ def _windows(feature: Tensor, start: Tensor, taps: Tensor) -> Tensor:
     batch, _, height, width = feature.shape
     table = feature.permute(0, 2, 3, 1).flatten(0, 2)
     if batch > 1:
-        start = start + (torch.arange(batch) * (height * width))[:, None]
+        start = start + (torch.arange(batch, device=start.device) * (height * width))[:, None]
     index = start.reshape(-1, 1) + taps
     return take(table, index)

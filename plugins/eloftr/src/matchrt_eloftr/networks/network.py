@@ -39,7 +39,9 @@ class EfficientLoFTR(nn.Module):
         architecture = architecture or Architecture()
         self.settings, self.architecture = settings, architecture
         self.backbone = Backbone(architecture, deploy=deploy)
-        self.loftr_coarse: FeatureTransformer | PackedTransformer = FeatureTransformer(architecture)
+        self.loftr_coarse: FeatureTransformer | PackedTransformer = FeatureTransformer(
+            architecture, _largest_grid(settings), settings.position_scale
+        )
         self.fine_preprocess = FinePyramid(architecture)
         self.coarse_matching = CoarseMatcher(settings)
         self.fine_matching = FineMatcher(settings, architecture)
@@ -126,7 +128,7 @@ class EfficientLoFTR(nn.Module):
         if isinstance(self.loftr_coarse, PackedTransformer):
             out = [x.permute(0, 3, 1, 2) for x in self.loftr_coarse(crops[0], crops[1])]
         else:
-            out = list(self.loftr_coarse(crops[0], crops[1], self.settings.position_scale))
+            out = list(self.loftr_coarse(crops[0], crops[1]))
         padded = [_pad(x, c) for x, c in zip(out, (coarse0, coarse1), strict=True)]
         return padded[0], padded[1]
 
@@ -196,6 +198,12 @@ def _fuse(module: nn.Module) -> None:
             setattr(module, name, fuse_block(child))
         else:
             _fuse(child)
+
+
+def _largest_grid(settings: GraphSettings) -> Size:
+    """Attention tokens (rows, columns) that no image of either size exceeds."""
+    rows, columns = (max(sides) for sides in zip(settings.size0, settings.size1, strict=True))
+    return rows // TOKEN_STRIDE, columns // TOKEN_STRIDE
 
 
 def _crop(x: Tensor, size: Size) -> Tensor:

@@ -23,6 +23,7 @@ from matchrt_eloftr.networks.transformer import (
     FeatureTransformer,
     rotary_table,
     rotate_pairs,
+    top_left,
 )
 
 HIDDEN_KEY = -1.0e4
@@ -167,22 +168,17 @@ class PackedTransformer(nn.Module):
         if valid is None:
             return Grid(rotary, rows, columns)
         (h, w), (height, width) = self.tokens[number], (valid[:, :1], valid[:, 1:])
-        count_rows, count_columns = (torch.arange(n, dtype=valid.dtype) for n in (h, w))
+        count_rows, count_columns = (torch.arange(n, dtype=valid.dtype, device=valid.device) for n in (h, w))
         rows, columns = take(rows, height[:, 0] - 1), take(columns, width[:, 0] - 1)
         if self.dynamic:
             full = h, w
             h, w = x.shape[1] // AGGREGATION, x.shape[2] // AGGREGATION
             count_rows, count_columns = count_rows[:h], count_columns[:w]
             rows, columns = rows[:, : x.shape[1], :h], columns[:, : x.shape[2], :w]
-            rotary = _corner(rotary[0], full, (h, w)), _corner(rotary[1], full, (h, w))
+            rotary = top_left(rotary[0], full, (h, w)), top_left(rotary[1], full, (h, w))
         shown = ((count_rows < height)[:, :, None] & (count_columns < width)[:, None, :]).flatten(1)
         bias = (1.0 - shown.to(rows.dtype))[:, None, None, :] * HIDDEN_KEY
         return Grid(rotary, rows, columns[:, None], bias)
-
-
-def _corner(table: Tensor, full: Size, size: Size) -> Tensor:
-    """The top left part of a table (rows * columns, C) of a grid of `full` (rows, columns), in the same form."""
-    return table.reshape(*full, -1)[: size[0], : size[1]].reshape(size[0] * size[1], -1)
 
 
 def _upsampling(size: int, masked: bool) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from matchrt_eloftr.networks.config import Architecture
+from matchrt_eloftr.networks.config import Architecture, Size
 
 AGGREGATION = 4
 """Cells a side of one token."""
@@ -36,6 +36,11 @@ def rotary_table(
     ).reshape(rows * columns, channels // 2)
     angles = angles.repeat_interleave(2, dim=-1)
     return angles.cos().half().float(), angles.sin().half().float()
+
+
+def top_left(table: Tensor, full: Size, size: Size) -> Tensor:
+    """The top left part of a table (rows * columns, C) of a grid of `full` (rows, columns), in the same form."""
+    return table.reshape(*full, -1)[: size[0], : size[1]].reshape(size[0] * size[1], -1)
 
 
 def rotate_pairs(x: Tensor) -> Tensor:
@@ -82,26 +87,42 @@ class AggregatedAttention(nn.Module):
 
 
 class FeatureTransformer(nn.Module):
-    """Four pairs of a self and a cross layer, in upstream's order."""
+    """Four pairs of a self and a cross layer, in upstream's order.
 
-    def __init__(self, architecture: Architecture) -> None:
+    `tokens`: the largest grid (rows, columns) that a rotary table is kept for, where the weights are; the table of a smaller one is
+    its top left part. A larger one's is computed on the CPU at every call.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, architecture: Architecture, tokens: Size, scale: tuple[float, float] = (1.0, 1.0)) -> None:
         super().__init__()
         width = architecture.dims[2]
+        self.tokens, self.scale = tokens, scale
+        cosine, sine = rotary_table(*tokens, width, scale)
+        self.register_buffer("cosine", cosine, persistent=False)
+        self.register_buffer("sine", sine, persistent=False)
         self.layers = nn.ModuleList(
             AggregatedAttention(width, architecture.heads) for _ in range(2 * architecture.layers)
         )
 
-    def forward(
-        self, coarse0: Tensor, coarse1: Tensor, scale: tuple[float, float] = (1.0, 1.0)
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, coarse0: Tensor, coarse1: Tensor) -> tuple[Tensor, Tensor]:
         """Coarse features (B, C, h, w) of both images to the same shapes."""
-        rotary0, rotary1 = (
-            rotary_table(f.shape[-2] // AGGREGATION, f.shape[-1] // AGGREGATION, f.shape[1], scale)
-            for f in (coarse0, coarse1)
-        )
+        rotary0, rotary1 = self._rotary(coarse0), self._rotary(coarse1)
         for index in range(0, len(self.layers), 2):
             within, across = self.layers[index], self.layers[index + 1]
             coarse0, coarse1 = within(coarse0, coarse0, rotary0), within(coarse1, coarse1, rotary1)
             coarse0 = across(coarse0, coarse1)
             coarse1 = across(coarse1, coarse0)
         return coarse0, coarse1
+
+    def _rotary(self, coarse: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosine and sine (h / 4 * w / 4, C) for features (B, C, h, w)."""
+        rows, columns = coarse.shape[-2] // AGGREGATION, coarse.shape[-1] // AGGREGATION
+        if (rows, columns) == self.tokens:
+            return self.cosine, self.sine
+        if rows > self.tokens[0] or columns > self.tokens[1]:
+            cosine, sine = rotary_table(rows, columns, coarse.shape[1], self.scale)
+            return cosine.to(coarse.device), sine.to(coarse.device)
+        return top_left(self.cosine, self.tokens, (rows, columns)), top_left(self.sine, self.tokens, (rows, columns))

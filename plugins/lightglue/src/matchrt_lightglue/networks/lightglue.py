@@ -170,7 +170,7 @@ class State(NamedTuple):
     def join(points0: Points, points1: Points, *, stacked: bool) -> State:
         """The state of both images' tokens."""
         if not stacked:
-            return State((points0, points1), torch.empty(0, dtype=torch.int64))
+            return State((points0, points1), torch.empty(0, dtype=torch.int64, device=points0.x.device))
         batch = points0.x.shape[0]
         first = torch.arange(batch, device=points0.x.device)
         points = Points(*(torch.cat(pair) for pair in zip(points0, points1, strict=True)))
