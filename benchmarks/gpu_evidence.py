@@ -6,8 +6,8 @@ live in different interpreters.
 
 Each job's answer is written to OUT as it ends, so that a machine that goes away takes only the job under way. `--deadline` is in seconds
 from the start; nothing is started that is known to outlast it, and what runs then is ended. A second call goes on with what is missing
-from OUT. The order is that of need: what the parity receipts want comes first. `--only NAMES`, `--kinds eager,default` (of races),
-`--precisions` and `--skip-peers` narrow it; `--tiny` tries the whole way on a CPU with onnxruntime.
+from OUT. The order is that of need: what the parity receipts want comes first. `--only NAMES`, `--kinds own,eager,default` (of races),
+`--networks` (of builds), `--precisions` and `--skip-peers` narrow it; `--tiny` tries the whole way on a CPU with onnxruntime.
 
 A host of several GPUs is used whole (`--gpus 0,1,2,3`): a network's build goes to whichever has room, `--jobs` at a time on each, and
 every other job has a GPU to itself. Learnt on an H200 with TensorRT 8.6: builds time kernels on the GPU, so more than two at a time
@@ -178,7 +178,8 @@ def build(run: Run) -> None:
     def ready(index: int, subject: Subject) -> None:
         if _convert(run, subject):
             for rank, precision in enumerate(run.precisions(subject)):
-                for network in run.networks(subject):
+                chosen = run.args.networks.split(",") if run.args.networks else run.networks(subject)
+                for network in [n for n in run.networks(subject) if n in chosen]:
                     name = f"build-{subject.name}-{precision}-{network}"
                     waiting.put((rank, index, name, partial(_build, run, subject, precision, network, name)))
 
@@ -217,13 +218,23 @@ Job = Callable[[str], object]
 """Takes the GPU that it has to itself."""
 
 
+def warm(run: Run) -> Iterator[Job]:
+    """Fill torch's caches of compiled code, so that a race does not wait for them; may run while engines are built, on another GPU."""
+    for subject in run.subjects:
+        for mode in COMPILED if subject.peer and run.converted(subject) else ():
+            command = [run.args.torch, HERE / "gpu_peers.py", run.work / subject.name, subject.peer]
+            yield partial(
+                _on, run, f"warm-{subject.name}-{mode}", [*command, "precision=fp16", f"compile={mode}"], 400, 30
+            )
+
+
 def verify(run: Run) -> Iterator[Job]:
     """Parity."""
     for subject, precision in [(s, p) for s in run.subjects for p in run.precisions(s) if built(run, s, p)]:
         name = f"verify-{subject.name}-{precision}"
         command = [run.args.torch, "-m", "matchrt", "verify", run.work / subject.name, "--backend", run.backend]
         options = ["--precision", "fp32" if run.args.tiny else precision, "--report", run.out / f"{name}.html"]
-        options += ["--json", "--interpreter", f"{run.backend}={run.args.tensorrt}"]
+        options += ["--no-locate", "--json", "--interpreter", f"{run.backend}={run.args.tensorrt}"]
         yield partial(_on, run, name, [*command, *options], 200, 10)
 
 
@@ -242,16 +253,18 @@ def runtime(run: Run) -> Iterator[Job]:
 
 
 def race(run: Run) -> Iterator[Job]:
-    """Against PyTorch: first what is quick to open, then every mode of torch.compile, each in a call with the engine beside it."""
-    for kind in ("eager", *COMPILED):
+    """`own`: every clock and the slowest layers of our engines. Then against PyTorch, by device events, the engine in the same call:
+    `eager`, and each mode of torch.compile.
+    """
+    for kind in ("own", "eager", *COMPILED):
         for subject in run.subjects if kind in run.args.kinds.split(",") else ():
-            if not built(run, subject, "fp16") or not (subject.peer or kind == "eager"):
+            if not built(run, subject, "fp16") or not (subject.peer or kind in ("own", "eager")):
                 continue
             name = f"bench-{subject.name}-{kind}"
             command = [run.args.torch, "-m", "matchrt", "bench", run.work / subject.name, "--backend", run.backend]
             options = ["--precision", "fp32" if run.args.tiny else "fp16", "--save", run.out / f"{name}.json"]
             timing = ["--seconds", "3", "--rounds", "5", "--warm-up", "0.5"]
-            timing += ["--layers", "40"] if kind == "eager" else ["--modes", "engine"]
+            timing += ["--layers", "40"] if kind == "own" else ["--modes", "engine"]
             against = [w for p in _peers(run, subject, kind) for w in ("--against", p)]
             interpreter = ["--interpreter", f"{run.backend}={run.args.tensorrt}"]
             yield partial(_on, run, name, [*command, *options, *timing, *against, *interpreter], 300, 30)
@@ -262,7 +275,7 @@ def _on(run: Run, name: str, command: Sequence[object], limit: float, least: flo
 
 
 def spread(run: Run, jobs: Sequence[Job]) -> None:
-    """Jobs in their order, one at a time on each GPU."""
+    """Jobs in their order, one at a time on each GPU that is named (twice, where it is named twice)."""
     free: queue.Queue[str] = queue.Queue()
     for gpu in run.gpus or [""]:
         free.put(gpu)
@@ -279,16 +292,19 @@ def spread(run: Run, jobs: Sequence[Job]) -> None:
 
 
 def _peers(run: Run, subject: Subject, kind: str) -> list[str]:
+    """Published implementations; our own networks in PyTorch beside them, or where there are none."""
     published = f"{HERE / 'gpu_peers.py'}:{subject.peer}"
     wanted = bool(subject.peer) and not run.args.skip_peers
+    if kind == "own":
+        return []
     if kind == "eager":
-        own = ["torch"] if run.args.tiny else ["torch", "torch-fp16", "torch-half"]
+        own = ["torch"] if run.args.tiny or subject.name == "roma" else ["torch", "torch-fp16", "torch-half"]
         return own + [f"{published}:precision={p}" for p in ("fp32", "fp16") if wanted]
     return [f"{published}:precision=fp16:compile={kind}"] if wanted else ["torch-compile"]
 
 
 FIRST: dict[str, Callable[[Run], None]] = {"convert": convert, "build": build}
-THEN: dict[str, Callable[[Run], Iterator[Job]]] = {"verify": verify, "runtime": runtime, "race": race}
+THEN: dict[str, Callable[[Run], Iterator[Job]]] = {"warm": warm, "verify": verify, "runtime": runtime, "race": race}
 
 
 def main() -> int:
@@ -303,7 +319,8 @@ def main() -> int:
     parser.add_argument("--gpus", default="", help="numbers of the GPUs to use; by default CUDA's first")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="")
-    parser.add_argument("--kinds", default=",".join(("eager", *COMPILED)))
+    parser.add_argument("--networks", default="", help="of builds")
+    parser.add_argument("--kinds", default=",".join(("own", "eager", *COMPILED)))
     parser.add_argument("--precisions", default="fp16,fp32")
     parser.add_argument("--skip-peers", action="store_true")
     parser.add_argument("--tiny", action="store_true")

@@ -13,13 +13,20 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from matchrt.bench.inputs import peer_tensors
+from matchrt.bundle import read_bundle
 from matchrt.errors import UsageError
+from matchrt.samples import sample_pairs
 
 Bundle = Mapping[str, Any]
 Tensors = Mapping[str, np.ndarray]
@@ -202,3 +209,24 @@ def _require(bundle: Bundle, matchers: str | tuple[str, ...], variants: tuple[st
             f"this peer does the work of {' and '.join(names)} ({', '.join(variants) or 'any variant'}), "
             f"not of {identity['id']}:{identity['variant']}"
         )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compile once, so that torch's caches know it: `python gpu_peers.py BUNDLE FUNCTION [NAME=VALUE]…`."""
+    folder, function, *options = argv
+    bundle = read_bundle(Path(folder))
+    pair = sample_pairs()[0]
+    tensors = peer_tensors(bundle, [(pair.image0, pair.image1)], 1, {})
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    begin = time.perf_counter()
+    call = globals()[function](
+        bundle.manifest.model_dump(mode="json"), tensors, device, **dict(o.split("=", 1) for o in options)
+    )
+    for _ in range(3):
+        call()
+    print(json.dumps({"function": function, "options": options, "seconds": round(time.perf_counter() - begin, 1)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

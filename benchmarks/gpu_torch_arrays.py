@@ -19,7 +19,7 @@ import torch
 
 from matchrt.backends.tensorrt.arrays import DeviceTensor, view
 from matchrt.backends.tensorrt.cuda import driver
-from matchrt.backends.tensorrt.memory import choose_memory
+from matchrt.backends.tensorrt.memory import Harbour, choose_memory
 from matchrt.bench.receipt import now
 from matchrt.errors import BackendError
 from matchrt.workers.machine import machine_record, versions_of
@@ -71,11 +71,11 @@ def ours(cuda: Any, value: np.ndarray, name: str | None = None) -> DeviceTensor:
     with cuda.current():
         stream = cuda.thread_stream()
         block, pinned = memory.device(value.nbytes), memory.pinned(value.nbytes)
-        pinned.host()[:] = value.view(np.uint8).reshape(-1)
+        pinned.bytes[:] = value.view(np.uint8).reshape(-1)
         cuda.to_device(block.pointer, pinned.pointer, value.nbytes, stream)
         cuda.synchronize(stream)
         pinned.free()
-    return DeviceTensor(cuda, block, value.shape, value.dtype, stream, lambda b: b.free())
+    return DeviceTensor(cuda, block, value.shape, value.dtype, stream, lambda b: b.free(), Harbour(memory))
 
 
 def torch_out(cuda: Any) -> dict[str, Any]:

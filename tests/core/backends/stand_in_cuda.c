@@ -60,7 +60,7 @@ int cuCtxPopCurrent_v2(void **ctx) { if (!depth) return 201; *ctx = stack[--dept
 int cuMemAlloc_v2(uint64_t *p, size_t n) {
     CHECK;
     if (fail_alloc) return 2;
-    *p = (uint64_t)malloc(n); memset((void *)*p, 0xAA, n); live_device++; total_device++; return 0;
+    *p = (uint64_t)aligned_alloc(512, (n + 511) / 512 * 512); memset((void *)*p, 0xAA, n); live_device++; total_device++; return 0;
 }
 int cuMemFree_v2(uint64_t p) { CHECK; memset((void *)p, 0xDD, 1); free((void *)p); live_device--; return 0; }
 int cuMemHostAlloc(void **p, size_t n, unsigned f) { CHECK; *p = malloc(n); live_pinned++; total_pinned++; return 0; }
@@ -91,6 +91,7 @@ int cuEventRecord(void *e, void *h) {
     *(Event *)e = (Event){s, s->end, ((Event *)e)->timed};
     return 0;
 }
+int cuEventQuery(void *e) { CHECK; Event *event = e; return event->on && event->on->begin < event->upto ? 600 : 0; }
 int cuEventSynchronize(void *e) { CHECK; Event *event = e; if (event->on) drain(event->on, event->upto); return 0; }
 int cuEventDestroy_v2(void *e) { CHECK; free(e); live_events--; return 0; }
 /* One millisecond for each operation between the two, once both have passed. */

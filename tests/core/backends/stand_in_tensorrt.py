@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 DATA = Path(__file__).with_name("data")
+SCRATCH = 4096
+"""What every engine's context works in, in bytes."""
 REFUSED = {"Det": "no importer for this operator"}
 
 
@@ -107,6 +109,8 @@ class _World:
         self.steps = 3
         self.executions = 0
         self.keep: list[Any] = []
+        self.disturbed = 0
+        """Runs during which somebody else wrote into the memory that they work in."""
 
     def log(self, severity: str, text: str) -> None:
         if self.logger is not None:
@@ -494,9 +498,18 @@ class ICudaEngine:
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[tuple[int, ...]]:
         return [tuple(s) for s in self._plan["profile"][name]]
 
-    def create_execution_context(self, *_: Any) -> Any:
+    device_memory_size = property(lambda self: SCRATCH)
+    device_memory_size_v2 = property(lambda self: SCRATCH)
+
+    def create_execution_context(self, strategy: Any = None) -> Any:
+        return self._context(bare=strategy is not None and strategy.name == "USER_MANAGED")
+
+    def create_execution_context_without_device_memory(self) -> Any:
+        return self._context(bare=True)
+
+    def _context(self, bare: bool) -> Any:
         taken = bool(self._contexts) and not self._plan["shares_profiles"]
-        context = self._world.module.IExecutionContext(self, -1 if taken else 0)
+        context = self._world.module.IExecutionContext(self, -1 if taken else 0, bare)
         self._contexts.add(context)
         return context
 
@@ -504,9 +517,10 @@ class ICudaEngine:
 class IExecutionContext:
     _world: _World
 
-    def __init__(self, engine: Any, profile: int) -> None:
+    def __init__(self, engine: Any, profile: int, bare: bool) -> None:
         import onnxruntime
 
+        self._scratch = 0 if bare else None
         self._active = profile
         self._profiler: Any = None
         self._engine = engine
@@ -531,6 +545,17 @@ class IExecutionContext:
     active_optimization_profile = property(lambda self: self._active)
     profiler = property(lambda self: self._profiler, lambda self, value: object.__setattr__(self, "_profiler", value))
 
+    device_memory = property(lambda self: self._scratch, lambda self, value: self._work_in(value, SCRATCH))
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self._work_in(memory, size)
+
+    def _work_in(self, memory: int, size: int) -> None:
+        if size < SCRATCH or memory % 256:
+            self._world.log("ERROR", "too little device memory, or not aligned")
+            return
+        object.__setattr__(self, "_scratch", memory)
+
     def infer_shapes(self) -> list[str]:
         if self._active < 0 and self._engine._plan["profile"]:
             raise LethalError("shapes without a profile: 8.6 crashes the process (seen on an H200)")
@@ -550,14 +575,21 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         world = self._world
-        shapes, addresses = dict(self._shapes), dict(self._addresses)
+        shapes, addresses, scratch = dict(self._shapes), dict(self._addresses), self._scratch
+        if scratch == 0:
+            raise LethalError("a run without device memory")
 
         def compute(_: Any) -> None:
             world.executions += 1
+            if scratch:
+                ctypes.memset(scratch, world.executions % 256, SCRATCH)
+                mark = ctypes.string_at(scratch, SCRATCH)
             feeds = {n: self._at(addresses[n], s, self._type(n)).astype(self._host_type(n)) for n, s in shapes.items()}
             values = self._session.run(None, feeds)
             for output, value in zip(self._session.get_outputs(), values, strict=True):
                 self._at(addresses[output.name], value.shape, self._type(output.name))[...] = value
+            if scratch and ctypes.string_at(scratch, SCRATCH) != mark:
+                world.disturbed += 1
 
         callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(compute)
         world.keep.append(callback)  # a captured graph may call it for as long as it lives

@@ -41,6 +41,7 @@ RECEIVERS: dict[str, dict[str, str]] = {
         "self._context": "IExecutionContext",
         "context": "IExecutionContext",
     },
+    "scratch.py": {"engine": "ICudaEngine", "context": "IExecutionContext"},
 }
 """How our code calls the binding's objects: by these names in these files, and by no other."""
 
@@ -61,6 +62,11 @@ GUARDED = {
     ("BuilderFlag", "FP16"): "half-flag",
     ("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS"): "obey-precision",
     ("OnnxParserFlag", "NATIVE_INSTANCENORM"): "native-instancenorm",
+    ("ExecutionContextAllocationStrategy", "USER_MANAGED"): "user-managed",
+    ("ICudaEngine", "create_execution_context_without_device_memory"): "bare-context",
+    ("ICudaEngine", "device_memory_size_v2"): "memory-size-v2",
+    ("ICudaEngine", "device_memory_size"): "memory-size",
+    ("IExecutionContext", "set_device_memory"): "set-memory",
 }
 """What not every release has, and the capability that is asked for first."""
 

@@ -53,8 +53,9 @@ def test_the_same_tensors_as_onnxruntime(tensorrt: Any, fixed_bundle: Path) -> N
 def test_descriptors_never_come_to_the_host(tensorrt: Any, fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matcher reads six tensors; the extractor's descriptors and scores stay where they are."""
     copied: list[tuple[int, ...]] = []
-    numpy = DeviceTensor.numpy
-    monkeypatch.setattr(DeviceTensor, "numpy", lambda self: copied.append(self.shape) or numpy(self))
+    numpy_of = DeviceTensor.numpy_of
+    waits: list[int] = []
+    monkeypatch.setattr(DeviceTensor, "numpy_of", lambda t: copied.extend(x.shape for x in t) or numpy_of(t))
     fed: list[set[type]] = []
     run = TensorRtSession.run_on_device
 
@@ -66,7 +67,10 @@ def test_descriptors_never_come_to_the_host(tensorrt: Any, fixed_bundle: Path, m
     with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
         matcher(*IMAGES)
         outputs = matcher._hooks.matcher.outputs
+        synchronize = Driver.synchronize
+        monkeypatch.setattr(Driver, "synchronize", lambda self, s: waits.append(s) or synchronize(self, s))
         space = tensors(matcher, outputs)
+    assert len(waits) == 1, "results come to the host together"
     assert fed[:3] == [{np.ndarray}, {np.ndarray}, {DeviceTensor}]
     assert len(copied) == 2 * len(outputs)
     assert not any(shape[-1] == 64 and len(shape) == 3 for shape in copied), "descriptors (1, 64, 64) were copied"
@@ -250,6 +254,36 @@ def test_the_engine_is_timed_by_events_on_the_device_alone(
         for mode in ("host", "stages", "stream"):
             assert measure(timed, mode, runs=1)["all"][0] > 0
         assert set(measure(timed, "stages", runs=1)) == {"all", *STAGES}
+
+
+def test_nothing_is_allocated_once_warm(tensorrt: Any, fixed_bundle: Path, stand_in: Any, fake_cuda: Any) -> None:
+    """Neither by calls, nor by uploads, nor by a stream: page-locked memory takes milliseconds to get."""
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+        session = matcher.sessions()["extractor"]
+        array = np.arange(3000, dtype=np.float32).reshape(3, 1000)
+
+        def round_() -> None:
+            for smaller in (array, array[:2], array):
+                assert np.array_equal(session.to_device(smaller).numpy(), smaller)  # type: ignore[attr-defined]
+            matcher(*IMAGES)
+            assert len(list(matcher.match_many([IMAGES] * 3, workers=1))) == 3
+
+        for _ in range(3):
+            round_()
+        before = [stand_in.counter(fake_cuda, n) for n in ("total_device", "total_pinned")]
+        round_()
+        assert [stand_in.counter(fake_cuda, n) for n in ("total_device", "total_pinned")] == before
+
+
+def test_results_outlive_their_session(tensorrt: Any, fixed_bundle: Path) -> None:
+    with matchrt.load(fixed_bundle, backend="tensorrt", options={"memory": "driver"}) as matcher:
+        session: Any = matcher.sessions()["extractor"]
+        array = np.arange(40, dtype=np.float32)
+        kept = [session.to_device(array + i) for i in range(3)]
+        session.close()
+        assert [t.numpy()[0] for t in kept] == [0, 1, 2]
+        del kept
+        gc.collect()
 
 
 @pytest.mark.parametrize("tensorrt", ["tensorrt-8.6.1"], indirect=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from matchrt.backends.building import BuildJob, Profile
 from matchrt.backends.tensorrt import _api
 from matchrt.backends.tensorrt.arrays import DeviceTensor
 from matchrt.backends.tensorrt.builder import build
-from matchrt.backends.tensorrt.cuda import driver
+from matchrt.backends.tensorrt.cuda import _BRIEF, driver
 from matchrt.backends.tensorrt.memory import choose_memory
 from matchrt.backends.tensorrt.options import resolve_options
 from matchrt.backends.tensorrt.runtime import TensorRtEngine
@@ -276,6 +277,85 @@ def test_two_threads_have_contexts_and_streams_of_their_own(bench: Bench, conv_g
     assert len(set(streams)) == 3
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+def test_networks_that_run_in_turn_share_the_memory_they_work_in(
+    stand_in: Any, fake_cuda: Any, conv_graph: Path, version: str
+) -> None:
+    """Two engines on one thread have one piece, whichever release; another stream and another thread have another."""
+    first, second = (Bench(stand_in, fake_cuda, version, conv_graph, SHAPES) for _ in range(2))
+    sharing = version != "tensorrt_rtx-1.7.1.116"
+    assert first.engine.scratch_bytes == (stand_in.SCRATCH if sharing else 0)
+    sessions = [first.engine.session(), second.engine.session()]
+    x = image(1)
+    for _ in range(4):
+        for session in sessions:
+            np.testing.assert_allclose(session.run({"x": x})["y"], expected(conv_graph, x), atol=1e-6)
+    places = [s._scratch_pointer for s in sessions]
+    assert (places[0] == places[1] != 0) if sharing else places == [0, 0]
+    assert first.count("captures") == 2
+    assert (first.module.world.disturbed, second.module.world.disturbed) == (0, 0)
+    live = first.count("live_device")
+    for session in sessions:
+        session.close()
+    gc.collect()
+    # One input and one output of each, and the memory that both worked in.
+    assert live - first.count("live_device") == 4 + sharing
+
+
+def test_two_threads_do_not_work_in_the_same_memory(latest: Bench) -> None:
+    """On one stream of a caller too, which orders whole runs of a thread but not two threads' kernels."""
+    with latest.engine.cuda.current():
+        stream = latest.engine.cuda.thread_stream()
+    places: dict[str, int] = {}
+    alive = threading.Barrier(2)
+
+    def work(name: str) -> None:
+        session = latest.engine.session()
+        for seed in range(5):
+            session.run({"x": image(seed)}, stream)
+        places[name] = session._scratch_pointer
+        alive.wait(10)
+        session.close()
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(places.values())) == 2
+    assert latest.module.world.disturbed == 0
+
+
+def test_shared_memory_grows_and_old_graphs_are_not_replayed_in_it(
+    latest: Bench, stand_in: Any, conv_graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = latest.engine.session()
+    for seed in range(3):
+        small.run({"x": image(seed)})
+    before, captures = small._scratch_pointer, latest.count("captures")
+    large = Bench(stand_in, latest.cuda, LATEST, conv_graph, SHAPES)
+    large.engine.scratch_bytes = 3 * stand_in.SCRATCH
+    session = large.engine.session()
+    for seed in range(3):
+        x = image(seed)
+        np.testing.assert_allclose(session.run({"x": x})["y"], expected(conv_graph, x), atol=1e-6)
+        np.testing.assert_allclose(small.run({"x": x})["y"], expected(conv_graph, x), atol=1e-6)
+    assert small._scratch_pointer == session._scratch_pointer
+    assert small._scratch_pointer != before or latest.count("captures") == captures + 1
+    device = latest.count("total_device")
+    small.run({"x": image(9)})
+    session.run({"x": image(9)})
+    assert latest.count("total_device") == device
+
+
+def test_memory_of_its_own_can_be_asked_for(stand_in: Any, fake_cuda: Any, conv_graph: Path) -> None:
+    bench = Bench(stand_in, fake_cuda, "tensorrt-8.6.1", conv_graph, SHAPES, shared_scratch=False)
+    session = bench.engine.session()
+    x = image(3)
+    np.testing.assert_allclose(session.run({"x": x})["y"], expected(conv_graph, x), atol=1e-6)
+    assert session._scratch_pointer == 0
+
+
 def test_an_engine_without_shared_profiles_refuses_a_second_session(
     stand_in: Any, fake_cuda: Any, conv_graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,3 +423,15 @@ def test_memory_providers_are_named_and_torch_is_never_loaded_for_it(fake_cuda: 
         choose_memory(driver(), "cupy")
     with pytest.raises(EnvironmentLackError, match="not at hand"):
         choose_memory(driver(), "torch")
+
+
+def test_what_may_wait_gives_up_pythons_lock_and_what_may_not_keeps_it(fake_cuda: Any) -> None:
+    """A call that waits with the lock would stop every thread; a brief one that gives it up queues for it behind every thread."""
+    keeps = {n for n, function in driver()._functions.items() if function._flags_ & ctypes_keeps_lock()}
+    assert keeps == _BRIEF
+    assert not keeps & {"cuStreamSynchronize", "cuEventSynchronize", "cuMemAlloc_v2", "cuMemHostAlloc", "cuGraphLaunch"}
+
+
+def ctypes_keeps_lock() -> int:
+    """The flag of functions that ctypes calls without giving up the interpreter's lock."""
+    return int(ctypes.PyDLL(None)._FuncPtr._flags_ & ~ctypes.CDLL(None)._FuncPtr._flags_)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from matchrt.backends.clock import WallClock
 from matchrt.bench import race as race_module
 from matchrt.bench.contenders import plan, read_bundles, split_against
 from matchrt.bench.inputs import fit_size
@@ -20,9 +24,11 @@ from matchrt.bench.receipt import append_run, command_line, read_receipt
 from matchrt.bench.stats import log_slope, quantile, summary
 from matchrt.bench.table import COLUMNS, compare, groups, growth, layer_rows, rows, used_columns
 from matchrt.errors import UsageError
+from matchrt.progress import Silent
 from matchrt.workers.client import Opened
+from matchrt.workers.desk import Desk
 from matchrt.workers.memory import DeviceWatch, host_peak
-from matchrt.workers.timing import PeerRun, measure
+from matchrt.workers.timing import BundleRun, PeerRun, measure
 
 
 @given(st.lists(st.floats(0.001, 1000), min_size=1, max_size=40), st.sampled_from([0.25, 0.5, 0.75]))
@@ -124,6 +130,56 @@ def entries(bundle: Path, **course: Any) -> list[Entry]:
         against=["torch", "torch-fp16", "torch-half"],
     )
     return race(contenders, Course(**{"pairs": [], "rounds": 3, "seconds": 1.5, "modes": ("engine",), **course}))
+
+
+def test_memory_is_followed_in_the_trial_of_streaming_alone(
+    fake: type[FakeWorker], fixed_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking for the device's memory every 2 ms slows what streams meanwhile, so it must not happen while it is timed."""
+    asked: list[dict[str, Any]] = []
+    ask = FakeWorker.ask
+    monkeypatch.setattr(
+        FakeWorker, "ask", lambda self, command, **a: asked.append({"command": command, **a}) or ask(self, command, **a)
+    )
+    entries(fixed_bundle, modes=("engine", "stream"))
+    trials = [a for a in asked if a.get("trial")]
+    assert trials
+    assert all(a["mode"] == "stream" and a["runs"] == 1 for a in trials)
+    assert any(a.get("mode") == "stream" and not a.get("trial") for a in asked)
+
+
+def test_only_trials_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(tmp_path, Silent())
+    sampled: list[bool] = []
+    monkeypatch.setattr(desk._watch, "during", lambda sample=True: sampled.append(sample) or nullcontext())
+    clock = WallClock()
+    desk._run = PeerRun(lambda: None, clock)
+    for arguments in ({}, {"trial": True}, {"trial": False}):
+        desk.do("time", {"mode": "engine", "runs": 1, **arguments})
+    desk.do("hello", {})
+    assert sampled == [False, True, False, True]
+
+
+def test_streaming_is_timed_at_its_pace() -> None:
+    """The first pairs, which fill the queues, are slow and not counted; one stream serves all samples, in whole batches."""
+    begun: list[int] = []
+    taken = [0]
+
+    def match_many(pairs: Any, batch_size: int, workers: int, lanes: int) -> Iterator[int]:
+        begun.append(1)
+        for number, _ in enumerate(pairs):
+            time.sleep(0.02 if number < 2 else 0.001)
+            taken[0] += 1
+            yield number
+
+    run = BundleRun.__new__(BundleRun)
+    run.matcher = SimpleNamespace(match_many=match_many)  # type: ignore[assignment]
+    run.pairs, run.batch, run.workers, run.lanes, run.stream_pairs = [("a", "b")], 3, 2, 2, 6
+    samples = measure(run, "stream", runs=3)["all"]
+    assert len(begun) == 1
+    assert taken[0] == 12 + 3 * 6, "two rounds of two lanes with three pairs fill it"
+    assert max(samples) < 0.03
+    assert min(samples) > 6 * 0.001
 
 
 def test_rounds_are_interleaved(fake: type[FakeWorker], fixed_bundle: Path) -> None:

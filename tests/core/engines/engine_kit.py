@@ -75,6 +75,8 @@ class KitBackend:
             os.kill(os.getpid(), 9)
         if how == "fail":
             raise BackendError("the kit refuses", hint="as it was told")
+        if how == "timings" and job.timing_cache:
+            raise BackendError("cannot build: The timing cache will not be used!\n  no implementation for node x")
         if how == "sleep":
             _sleep(job.network)
         payload = b"built " + job.graph.read_bytes()[:1000]

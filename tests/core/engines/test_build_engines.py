@@ -109,6 +109,29 @@ def test_a_second_build_takes_all_from_the_cache(
     assert not list(cache.root.glob(".work-*"))
 
 
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_build_that_cannot_read_its_timings_is_tried_without_them(
+    bundle: Bundle,
+    hooks: MatcherHooks,
+    cache: EngineCache,
+    kit: Any,
+    job: BuildJob,
+    monkeypatch: pytest.MonkeyPatch,
+    isolate: bool,
+) -> None:
+    """Seen with TensorRT 8.6.0 on a GPU; what could not be read is not kept either."""
+    name = "kit-1.2.3.4-Kit GPU"
+    cache.merge_timing_cache(name, b"broken", b"", lambda a, b: a + b)
+    monkeypatch.setenv("MATCHRT_KIT", "timings")
+    (built,) = build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(isolate=isolate), cache, only=("matcher",))
+    assert any("built again without the timing cache" in n for n in built.entry.record["prepared"]["notes"])
+    assert cache.timing_cache(name) == b"t"
+    monkeypatch.setenv("MATCHRT_KIT", "fail")  # another reason is not tried again
+    cache.merge_timing_cache(name, b"more", b"t", lambda a, b: a + b)
+    with pytest.raises(BackendError, match="the kit refuses"):
+        build_engines(bundle, hooks, kit.KitBackend(), BuildRequest(isolate=isolate, options={"level": 1}), cache)
+
+
 def test_what_is_asked_for_reaches_the_key(bundle: Bundle, hooks: MatcherHooks, cache: EngineCache, kit: Any) -> None:
     requests = [
         BuildRequest(),

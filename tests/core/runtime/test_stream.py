@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,6 +137,24 @@ def test_a_run_that_fails_comes_after_the_results_before_it() -> None:
     assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
     with pytest.raises(MemoryError):
         next(results)
+
+
+@pytest.mark.parametrize(("workers", "wanted"), [(3, 1), (1, 2)])
+def test_readers_do_not_wake_opencvs_threads(workers: int, wanted: int) -> None:
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    seen: set[int] = set()
+    jobs = Watched()
+    prepare = jobs.prepare
+    jobs.prepare = lambda pair: seen.add(cv2.getNumThreads()) or prepare(pair)  # type: ignore[method-assign]
+    try:
+        answers = jobs.stream(9, batch_size=1, workers=workers, ahead=4)
+        assert next(answers) == 0
+        assert seen == {wanted}
+        answers.close()  # type: ignore[attr-defined]
+        assert cv2.getNumThreads() == 2, "given up half-way, it puts back what was set"
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_a_stream_that_is_given_up_leaves_no_threads() -> None:

@@ -138,7 +138,7 @@ def test_graphs_are_typed_and_stable(name: str, prepared: dict[str, PreparedGrap
 def test_the_rules_reach_what_they_name(prepared: dict[str, PreparedGraph]) -> None:
     """A rule that matches nothing (a renamed module) would keep nothing, silently."""
     outside = "normalised positions, padding masks and the assignment"
-    expected = {"extractor": {"detector logits"}, "matcher": {"positions", "assignment", outside}}
+    expected = {"extractor": {"detector logits", "grey values"}, "matcher": {"positions", "assignment", outside}}
     for name, words in expected.items():
         record = prepared[name].precision
         assert record is not None
@@ -148,14 +148,14 @@ def test_the_rules_reach_what_they_name(prepared: dict[str, PreparedGraph]) -> N
     products = [n for n in prepared["matcher"].model.graph.node if n.op_type == "MatMul"]
     half = [n for n in products if types[n.output[0]] == HALF]
     layers = {n.name.split("/")[0].split(".")[1] for n in half if n.name.startswith("transformers.")}
-    assert len(half) == 12 * len(layers)  # 8 projections and 4 products of attention in each layer
+    assert len(half) == 10 * len(layers)  # 6 projections and 4 products of attention in each layer
     last = f"log_assignment.{len(layers) - 1}"
     wide = {n.name.split("/")[0] for n in products if n not in half}
     assert wide == {"", "posenc.Wr", f"{last}.final_proj", f"{last}.matchability"}
     extractor = prepared["extractor"].model
     types = TypeTable(extractor.graph, 18)
     convolutions = {n.name.split("/")[0]: types[n.output[0]] for n in extractor.graph.node if n.op_type == "Conv"}
-    assert [n for n, t in convolutions.items() if t == FLOAT] == ["conv1a", "convPb"]
+    assert [n for n, t in convolutions.items() if t == FLOAT] == ["convPb"]
     assert len(convolutions) == 12
 
 

@@ -220,7 +220,8 @@ def _time_layers(entry: Entry, course: Course, progress: Progress) -> None:
 
 def _plan(worker: Worker, mode: str, budget: float, rounds: int) -> tuple[int, int]:
     span = min(0.2, budget / 10)
-    first = worker.ask("time", mode=mode, runs=1)["samples"]["all"][0]
+    # Streaming may hold memory of several sessions, whose peak is followed now and not while it is timed.
+    first = worker.ask("time", mode=mode, runs=1, trial=mode == "stream")["samples"]["all"][0]
     # A call that is longer than the trial needs no trial: another one would cost as much again.
     return rounds_and_runs(first if first > span else _time(worker, mode, seconds=span), budget, rounds)
 

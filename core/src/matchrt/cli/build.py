@@ -182,9 +182,7 @@ def _with_kept(
     return replace(request, kept=kept)
 
 
-def _nothing_to_build(
-    bundle: Bundle, backend: Any, request: BuildRequest, only: tuple[str, ...], as_json: bool
-) -> int:
+def _nothing_to_build(bundle: Bundle, backend: Any, request: BuildRequest, only: tuple[str, ...], as_json: bool) -> int:
     """Load every network of `only` once, to say honestly that it runs, and that nothing was built."""
     import time
 

@@ -12,11 +12,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from matchrt.backends.building import BuildingBackend, BuildJob, Identity
+from matchrt.backends.building import BuildingBackend, BuildJob, BuildOutput, Identity
 from matchrt.backends.cuda_probe import probe
 from matchrt.bundle import Bundle
 from matchrt.engines.cache import EngineCache, Entry, Fresh
@@ -24,7 +25,7 @@ from matchrt.engines.isolated import Quiet, build_isolated
 from matchrt.engines.prepared import Prepared, code_fingerprint, prepare_network
 from matchrt.engines.profiles import Range, axis_ranges, frozen_axes, profiles_of
 from matchrt.engines.spec import EngineSpec
-from matchrt.errors import BackendError, MatchrtError, UsageError
+from matchrt.errors import BackendError, UsageError
 from matchrt.model import PrecisionRule, Target
 from matchrt.plugins import MatcherHooks
 from matchrt.progress import Progress, Silent, stage
@@ -268,12 +269,7 @@ def _build(
     )
     begin = time.perf_counter()
     isolate = backend.isolates if request.isolate is None else request.isolate
-    try:
-        output = build_isolated(backend, job, progress) if isolate else backend.build(job, progress)
-    except MatchrtError:
-        raise
-    except MemoryError:
-        raise BackendError(f"out of memory while building network {plan.network!r}") from None
+    output = _with_or_without_timings(job, progress, partial(build_isolated, backend) if isolate else backend.build)
     seconds = time.perf_counter() - begin
     cache.merge_timing_cache(name, output.timing_cache, timings, backend.merge_timing)
     record = {
@@ -295,6 +291,26 @@ def _build(
     if plan.network in request.kept:
         record["mixed"] = dict(request.kept[plan.network].record)
     return Fresh(output.payload, record)
+
+
+def _with_or_without_timings(
+    job: BuildJob, progress: Progress, build: Callable[[BuildJob, Progress], BuildOutput]
+) -> BuildOutput:
+    """What `build` gives. If it fails over its timing cache it is tried once more without, and the fresh timings replace the old.
+
+    TensorRT 8.6.0 now and then cannot read what it merged itself ("The timing cache will not be used!"), and then finds no kernel.
+    """
+    try:
+        return build(job, progress)
+    except BackendError as error:
+        if not job.timing_cache or "timing cache" not in error.message:
+            raise
+    except MemoryError:
+        raise BackendError(f"out of memory while building network {job.network!r}") from None
+    output = build(replace(job, timing_cache=b""), progress)
+    return replace(
+        output, notes=(*output.notes, "built again without the timing cache, which the builder could not read")
+    )
 
 
 def _origin(bundle: Bundle, hooks: MatcherHooks, request: BuildRequest) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from matchrt.images.image import Image
 from matchrt.images.read import DEFAULT_MAX_PIXELS, FORMATS, read_image
 from matchrt.images.resize import (
     floor_to_multiple,
+    frame,
     pad_bottom_right,
     resize_antialiased,
     resize_area,
@@ -22,6 +23,7 @@ __all__ = [
     "FORMATS",
     "Image",
     "floor_to_multiple",
+    "frame",
     "pad_bottom_right",
     "read_image",
     "resize_antialiased",

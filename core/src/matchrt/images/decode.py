@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from matchrt.errors import ImageError
 from matchrt.images.image import Image, UInt8Array
+from matchrt.images.pillow_memory import pixels_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -208,7 +209,7 @@ def _from_16_bit(values: NDArray[Any], notes: list[str]) -> UInt8Array:
 def _to_pixels(image: PILImage, name: str, notes: list[str]) -> UInt8Array:
     mode = image.mode
     if mode in ("L", "RGB"):
-        return np.array(image)
+        return pixels_of(image)
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         return _from_16_bit(np.asarray(image).astype(np.uint16), notes)
     if mode in ("F", "I"):

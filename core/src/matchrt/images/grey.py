@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from matchrt.errors import UsageError
+from matchrt.images.memory import empty, temporary
 
 
 def _check_colour(pixels: NDArray[Any]) -> None:
@@ -23,13 +24,19 @@ def to_grey_float(pixels: NDArray[Any]) -> NDArray[np.float32]:
     `pixels` is (H, W, 3) in any range, or (H, W), which is returned as float32 unchanged. Returns (H, W).
     """
     _check_colour(pixels)
-    values = pixels.astype(np.float32, copy=False)
-    if values.ndim == 2:
-        return values
-    grey = values[..., 0] * np.float32(0.299)
-    grey += values[..., 1] * np.float32(0.587)
-    grey += values[..., 2] * np.float32(0.114)
-    return grey
+    if pixels.ndim == 2:
+        return pixels if pixels.dtype == np.float32 else _as_float(pixels, empty(pixels.shape))
+    import cv2
+
+    height, width = pixels.shape[:2]
+    colour = pixels if pixels.dtype == np.float32 else _as_float(pixels, temporary("colour", pixels.shape))
+    grey = empty((height, width))
+    return np.asarray(cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY, dst=grey), np.float32)
+
+
+def _as_float(pixels: NDArray[Any], out: NDArray[np.float32]) -> NDArray[np.float32]:
+    np.copyto(out, pixels, casting="same_kind")
+    return out
 
 
 def to_grey_pil(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -5,18 +5,22 @@ Sizes are (height, width). Nothing here normalises or changes the channel order.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from matchrt.errors import UsageError
+from matchrt.images.memory import empty, temporary
 
 if TYPE_CHECKING:
     from PIL.Image import Resampling
 
 Size = tuple[int, int]
 Float32Array = NDArray[np.float32]
+_BLOCK = 262_144
+"""Values in a block of rows: a megabyte."""
 
 
 def size_for_long_side(size: Size, long_side: int) -> Size:
@@ -53,20 +57,18 @@ def floor_to_multiple(size: Size, multiple: int) -> Size:
     return max(height // multiple, 1) * multiple, max(width // multiple, 1) * multiple
 
 
-def resize_antialiased(pixels: Float32Array, size: Size) -> Float32Array:
+def resize_antialiased(pixels: Float32Array, size: Size, out: Float32Array | None = None) -> Float32Array:
     """kornia's `resize(interpolation="bilinear", antialias=True, align_corners=None)` (SuperPoint + LightGlue).
 
     Where either side shrinks, a Gaussian goes first, per axis with factor f = in / out: sigma = max((f - 1) / 2,
     0.001), window = int(max(4 sigma, 3)) made odd, borders mirrored without repeating the edge pixel. Then bilinear
-    at half-pixel centres. `pixels` is float32 (H, W) or (H, W, C) in any range; returns the same number of axes.
+    at half-pixel centres. `pixels` is float32 (H, W) or (H, W, C) in any range; returns the same number of axes,
+    in `out` if it is given: float32 of that shape, which may be a part of a larger array.
     """
     _check_float(pixels)
     lengths, outs = _checked(pixels.shape[:2]), _checked(size)
-    factors = lengths[0] / outs[0], lengths[1] / outs[1]
-    if max(factors) <= 1.0:
-        return resize_bilinear(pixels, size)
-    windows = [_gaussian(f, n) for f, n in zip(factors, lengths, strict=True)]
-    return _resample(pixels, [_taps(n, o, g) for n, o, g in zip(lengths, outs, windows, strict=True)])
+    blurred = max(lengths[0] / outs[0], lengths[1] / outs[1]) > 1.0
+    return _resample(pixels, [_taps(n, o, blurred) for n, o in zip(lengths, outs, strict=True)], out)
 
 
 def _gaussian(factor: float, length: int) -> Float32Array:
@@ -92,18 +94,19 @@ def resize_bilinear(pixels: Float32Array, size: Size) -> Float32Array:
     lengths, outs = _checked(pixels.shape[:2]), _checked(size)
     if lengths == outs:
         return pixels.copy()
-    return _resample(pixels, [_taps(n, o, np.ones(1, np.float32)) for n, o in zip(lengths, outs, strict=True)])
+    return _resample(pixels, [_taps(n, o, False) for n, o in zip(lengths, outs, strict=True)])
 
 
 Taps = tuple[NDArray[np.intp], Float32Array]
 """Source indices and their weights, both (taps, output length)."""
 
 
-def _taps(length: int, out_length: int, window: Float32Array) -> Taps:
-    """Filtering an axis with `window` (odd) and then sampling it bilinearly, as one weighted sum for each output.
-
-    Filtering only what is sampled is what makes a large reduction cheap.
+@lru_cache(maxsize=64)
+def _taps(length: int, out_length: int, blurred: bool) -> Taps:
+    """Filtering an axis with the antialiasing window, if `blurred`, and then sampling it bilinearly, as one weighted sum for each
+    output. Filtering only what is sampled is what makes a large reduction cheap.
     """
+    window = _gaussian(length / out_length, length) if blurred else np.ones(1, np.float32)
     scale = np.float32(length) / np.float32(out_length)
     position = scale * (np.arange(out_length, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5)
     position = np.maximum(position, np.float32(0))
@@ -113,8 +116,9 @@ def _taps(length: int, out_length: int, window: Float32Array) -> Taps:
     steps = np.arange(len(window) + 1)[:, None]
     indices = _mirrored(low[None] + steps - len(window) // 2, length)
     padded = np.pad(window, 1)
-    weights = (np.float32(1) - second) * padded[1:, None] + second * padded[:-1, None]
-    return indices, weights.astype(np.float32)
+    weights = ((np.float32(1) - second) * padded[1:, None] + second * padded[:-1, None]).astype(np.float32)
+    indices.flags.writeable = weights.flags.writeable = False  # they are kept
+    return indices, weights
 
 
 def _mirrored(indices: NDArray[np.intp], length: int) -> NDArray[np.intp]:
@@ -126,35 +130,54 @@ def _mirrored(indices: NDArray[np.intp], length: int) -> NDArray[np.intp]:
     return np.minimum(folded, period - folded)
 
 
-def _resample(pixels: Float32Array, taps: list[Taps]) -> Float32Array:
-    """Weighted sums along the rows' axis, then along the columns' (the other order where that is less work)."""
+def _resample(pixels: Float32Array, taps: list[Taps], out: Float32Array | None = None) -> Float32Array:
+    """Weighted sums along both axes, in the order that is less work."""
+    rows, columns = taps
+    (height, width), tail = pixels.shape[:2], pixels.shape[2:]
+    new_height, new_width = rows[0].shape[1], columns[0].shape[1]
+    if tail and tail[0] > 4:  # OpenCV transposes up to 4 channels
+        planes = (_resample(np.ascontiguousarray(c), taps) for c in np.moveaxis(pixels, 2, 0))
+        return np.stack(list(planes), 2)
+    result = empty((new_height, new_width, *tail)) if out is None else out
+    costs = [
+        new_height * width * (len(rows[0]) + 1) + new_height * new_width * (len(columns[0]) + 1),
+        height * width + height * new_width * (len(columns[0]) + 1) + new_height * new_width * len(rows[0]),
+    ]
+    if costs[0] <= costs[1]:
+        values = _sum_rows(pixels, *rows, temporary("rows", (new_height, width, *tail)))
+        values = _sum_rows(_turned(values), *columns, temporary("columns", (new_width, new_height, *tail)))
+        np.copyto(result, _turned(values))
+    else:
+        values = _sum_rows(_turned(pixels), *columns, temporary("columns", (new_width, height, *tail)))
+        _sum_rows(_turned(values), *rows, result)
+    return result
+
+
+def _turned(pixels: Float32Array) -> Float32Array:
+    """Rows and columns exchanged; gone with the next call in this thread."""
     import cv2
 
-    shape = (taps[0][0].shape[1], taps[1][0].shape[1], *pixels.shape[2:])
-    values = pixels.reshape(*pixels.shape[:2], -1)
-    if values.shape[2] > 4:  # OpenCV transposes up to 4 channels
-        return np.stack([_resample(np.ascontiguousarray(c), taps) for c in np.moveaxis(values, 2, 0)], 2).reshape(shape)
-    rows_first = shape[0] / pixels.shape[0] <= shape[1] / pixels.shape[1]
-    if rows_first:
-        values = _sum_rows(values, *taps[0])
-    turned: Float32Array = np.asarray(cv2.transpose(values), np.float32).reshape(values.shape[1], values.shape[0], -1)
-    values = np.asarray(cv2.transpose(_sum_rows(turned, *taps[1])), np.float32).reshape(values.shape[0], shape[1], -1)
-    if not rows_first:
-        values = _sum_rows(values, *taps[0])
-    return values.reshape(shape)
+    turned = temporary("turned", (pixels.shape[1], pixels.shape[0], *pixels.shape[2:]))
+    return np.asarray(cv2.transpose(pixels, dst=turned), np.float32).reshape(turned.shape)
 
 
-def _sum_rows(pixels: Float32Array, indices: NDArray[np.intp], weights: Float32Array) -> Float32Array:
-    """Each output row as the weighted sum of the rows `indices[:, row]`; in blocks that stay in the processor's cache."""
-    total = np.empty((indices.shape[1], *pixels.shape[1:]), dtype=np.float32)
-    block = max(1, 65_536 // max(1, pixels[0].size))
-    for start in range(0, len(total), block):
+def _sum_rows(
+    pixels: Float32Array, indices: NDArray[np.intp], weights: Float32Array, out: Float32Array
+) -> Float32Array:
+    """Each row of `out` as the weighted sum of the rows `indices[:, row]`; in blocks that stay in the processor's cache."""
+    block = max(1, _BLOCK // max(1, pixels[0].size))
+    room = temporary("terms", (min(block, len(out)), *pixels.shape[1:]))
+    factors = weights.reshape(*weights.shape, *[1] * (pixels.ndim - 1))
+    for start in range(0, len(out), block):
         part = slice(start, start + block)
-        result = total[part]
-        np.multiply(pixels[indices[0, part]], weights[0, part, None, None], out=result)
-        for index, weight in zip(indices[1:, part], weights[1:, part], strict=True):
-            result += pixels[index] * weight[:, None, None]
-    return total
+        total = out[part]
+        term = room[: len(total)]
+        for number in range(len(indices)):
+            pixels.take(indices[number, part], axis=0, out=term, mode="clip")  # "raise" would take a detour
+            np.multiply(term, factors[number, part], out=total if number == 0 else term)
+            if number:
+                np.add(total, term, out=total)
+    return out
 
 
 def resize_area(pixels: NDArray[Any], size: Size) -> NDArray[Any]:
@@ -208,6 +231,19 @@ def pad_bottom_right(pixels: NDArray[Any], size: Size) -> tuple[NDArray[Any], Si
     padded = np.zeros((out_height, out_width, *pixels.shape[2:]), dtype=pixels.dtype)
     padded[:height, :width] = pixels
     return padded, (height, width)
+
+
+def frame(valid: Size, size: Size) -> tuple[Float32Array, Float32Array]:
+    """A float32 array of `size` whose zeros below and to the right of `valid` are set already, and the part that is left to be
+    filled: what `pad_bottom_right` gives, without a copy. Raises `UsageError` where `valid` is larger.
+    """
+    (height, width), (out_height, out_width) = _checked(valid), _checked(size)
+    if height > out_height or width > out_width:
+        raise UsageError(f"cannot pad {height}x{width} pixels to {out_height}x{out_width}: the image is larger")
+    whole = empty((out_height, out_width))
+    whole[height:] = 0
+    whole[:height, width:] = 0
+    return whole, whole[:height, :width]
 
 
 def _checked(size: tuple[int, ...]) -> Size:

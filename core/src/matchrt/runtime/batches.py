@@ -11,6 +11,7 @@ import numpy as np
 from matchrt.backends import Session
 from matchrt.bundle import BundleManifest
 from matchrt.errors import BackendError
+from matchrt.images.memory import empty
 from matchrt.runtime.steps import Tensors
 
 
@@ -48,4 +49,9 @@ def batches(pairs: Sequence[Tensors], most: int) -> Iterator[list[Tensors]]:
 def joined(pairs: Sequence[Tensors], fewest: int = 1) -> Tensors:
     """The pairs joined along their leading axis; up to `fewest`, which an engine of one fixed batch needs, the last one is repeated."""
     filled = [*pairs, *[pairs[-1]] * (fewest - len(pairs))]
-    return {name: np.concatenate([p[name] for p in filled]) for name in pairs[0]}
+    return {name: _concatenated([p[name] for p in filled]) for name in pairs[0]}
+
+
+def _concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    shape = sum(len(a) for a in arrays), *arrays[0].shape[1:]
+    return np.concatenate(arrays, out=empty(shape, arrays[0].dtype))

@@ -66,7 +66,8 @@ def fetch(manifest: BundleManifest, space: Mapping[str, Array], wanted: Collecti
         for spec in manifest.network(step.network).outputs
         if (target := step.outputs.get(spec.name)) is not None
     }
-    return {n: _as_contract(v, contracts.get(n)) for n, v in space.items() if _is_host(v) or not wanted or n in wanted}
+    chosen = {n: v for n, v in space.items() if _is_host(v) or not wanted or n in wanted}
+    return {n: _as_contract(v, contracts.get(n)) for n, v in _hosts(chosen).items()}
 
 
 def run_network(
@@ -95,9 +96,20 @@ def _host(value: Array) -> np.ndarray:
     return value if _is_host(value) else value.numpy()  # type: ignore[union-attr]
 
 
-def _as_contract(value: Array, spec: TensorContract | None) -> np.ndarray:
-    """`value` on the host; integers in the contract's width, which TensorRT may have narrowed."""
-    array = _host(value)
+def _hosts(values: Mapping[str, Array]) -> Tensors:
+    """All on the host. Arrays of a kind that can be copied together (`numpy_of`) are, so that they wait for the device once."""
+    together: dict[type, list[str]] = {}
+    for name, value in values.items():
+        if not _is_host(value) and hasattr(value, "numpy_of"):
+            together.setdefault(type(value), []).append(name)
+    copied: Tensors = {}
+    for kind, names in together.items():
+        copied.update(zip(names, kind.numpy_of([values[n] for n in names]), strict=True))  # type: ignore[attr-defined]
+    return {n: copied[n] if n in copied else _host(v) for n, v in values.items()}
+
+
+def _as_contract(array: np.ndarray, spec: TensorContract | None) -> np.ndarray:
+    """`array`; integers in the contract's width, which TensorRT may have narrowed."""
     if spec is None or array.dtype == np.dtype(spec.dtype) or array.dtype.kind not in "iu":
         return array
     return array.astype(spec.dtype)

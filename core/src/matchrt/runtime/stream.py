@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from matchrt.images.opencv import one_thread_a_call
 from matchrt.matches import Matches
 from matchrt.runtime.prepared import Prepared
 
@@ -126,9 +128,11 @@ def stream(
 ) -> Iterator[Matches]:
     """Matches of `pairs`, in order. `ahead` bounds the pairs that are on their way; `lanes` runs batches, one a thread and one waiting.
 
-    Whatever a pair raises is raised at its turn, and ends the stream.
+    Whatever a pair raises is raised at its turn, and ends the stream. With several `workers`, OpenCV works without threads of its own
+    meanwhile.
     """
-    with ThreadPoolExecutor(workers, thread_name_prefix="matchrt-read") as pool:
+    calm = one_thread_a_call() if workers > 1 else nullcontext()
+    with calm, ThreadPoolExecutor(workers, thread_name_prefix="matchrt-read") as pool:
         state = _Stream(pairs, jobs, pool, lanes, batch_size)
         most = lanes._max_workers + 1  # one waits behind each that runs, so that no lane stands still
         try:

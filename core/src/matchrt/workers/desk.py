@@ -56,7 +56,7 @@ class Desk:
         found = self.commands().get(command)
         if found is None:
             raise UsageError(f"a worker knows no command {command!r}")
-        with self._watch.during(sample=command != "time" or arguments.get("mode") == "stream"):
+        with self._watch.during(sample=command != "time" or bool(arguments.get("trial"))):
             return found(**arguments)
 
     @property
@@ -164,8 +164,8 @@ class Desk:
             "inputs": {n: f"{a.dtype}{list(a.shape)}" for n, a in inputs.items()},
         }
 
-    def time(self, mode: str, runs: int | None = None, seconds: float | None = None) -> Answer:
-        """Samples by part; see `matchrt.workers.timing`."""
+    def time(self, mode: str, runs: int | None = None, seconds: float | None = None, trial: bool = False) -> Answer:
+        """Samples by part; see `matchrt.workers.timing`. A `trial` follows the peak of the device's memory, which costs it some speed."""
         if self._run is None:
             raise UsageError("nothing is ready to be timed in this worker")
         return {"samples": measure(self._run, mode, runs, seconds)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from itertools import cycle, islice, pairwise
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ Pair = tuple[str, str]
 Calls = Generator[Mapping[str, float], None, None]
 MODES = ("engine", "host", "stages", "stream")
 _AHEAD = 2
+_FILL_SECONDS = 0.5
 STAGES = ("read", "preprocess", "upload", "run", "download", "postprocess")
 
 
@@ -63,7 +64,8 @@ class BundleRun:
             (a backend that takes host arrays only is timed by the wall, copies included); one part for each network, too
     host    the same from host arrays to host arrays, by the wall
     stages  from files to matches, nothing overlapped, by the wall: read, preprocess, upload, run, download, postprocess
-    stream  from files to matches in `match_many` with threads; one call is `stream_pairs` pairs
+    stream  from files to matches in `match_many` with threads, at its pace: one stream goes on and on, its first pairs are not
+            counted, and one call is the next `stream_pairs` pairs of it
     """
 
     modes: Sequence[str] = MODES
@@ -134,14 +136,24 @@ class BundleRun:
             yield {"all": sum(parts.values()), **parts}
 
     def _stream(self) -> Calls:
-        while True:
-            pairs = list(islice(cycle(self.pairs), self.stream_pairs))
-            begin = time.perf_counter()
-            count = sum(
-                1 for _ in self.matcher.match_many(pairs, batch_size=self.batch, workers=self.workers, lanes=self.lanes)
-            )
-            assert count == len(pairs)
-            yield {"all": time.perf_counter() - begin}
+        matches = self.matcher.match_many(
+            cycle(self.pairs), batch_size=self.batch, workers=self.workers, lanes=self.lanes
+        )
+        with closing(matches):  # type: ignore[type-var]
+            self._fill(matches)
+            while True:
+                begin = time.perf_counter()
+                for _ in islice(matches, self.stream_pairs):
+                    pass
+                yield {"all": time.perf_counter() - begin}
+
+    def _fill(self, matches: Iterator[object]) -> None:
+        """Let a stream come to its pace: as many pairs as are on their way at a time, or those of half a second, in whole batches."""
+        begin = time.perf_counter()
+        for count, _ in enumerate(matches, start=1):
+            late = time.perf_counter() - begin > _FILL_SECONDS and count >= self.lanes * self.batch
+            if count % self.batch == 0 and (late or count >= 2 * max(self.workers, self.lanes * self.batch)):
+                break
 
     def _prepare(self, pair: Pair) -> Prepared:
         return self.matcher.prepare(*pair)

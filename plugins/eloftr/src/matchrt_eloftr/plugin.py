@@ -92,7 +92,7 @@ def example_inputs(settings: Settings) -> Mapping[str, ExampleInputs]:
 
 @hookimpl
 def precision_rules() -> Sequence[PrecisionRule]:
-    """The coarse and the fine stage and the softmaxes of attention stay in float32."""
+    """Coarse and fine matching stay in float32."""
     from matchrt_eloftr.precision import RULES
 
     return RULES

@@ -13,9 +13,4 @@ RULES = (
         pattern=r"^fine_matching[./]",
         reason="fine matches: the best of 4096 pixel pairs is chosen, and coordinates above 1024 have steps of 1 in half",
     ),
-    PrecisionRule(
-        pattern=r"^loftr_coarse\.layers\.\d+/",
-        op_types=("Softmax",),
-        reason="attention: softmax over all tokens of an image",
-    ),
 )

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from matchrt.errors import ImageError, UsageError
 from matchrt.images.grey import to_grey_pil
+from matchrt.images.memory import empty
 from matchrt.images.resize import (
     floor_to_multiple,
-    pad_bottom_right,
+    frame,
     resize_area,
     resize_pil_lanczos,
     size_with_long_side_at_most,
@@ -141,13 +142,15 @@ def _efficientloftr(pixels: NDArray[np.uint8], recipe: Recipe) -> Prepared:
     """Upstream's `read_scannet_gray` (stretch) and `read_megadepth_gray` (long-side, resize = the network's longer side)."""
     import cv2
 
-    grey = pixels if pixels.ndim == 2 else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), np.uint8)
     original = int(pixels.shape[0]), int(pixels.shape[1])
+    grey = pixels
+    if pixels.ndim == 3:
+        grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY, dst=empty(original, np.uint8)), np.uint8)
     size = recipe.network_size
     if recipe.name == "long-side":
         scale = min(size) / max(original)
         size = _floored((round(original[0] * scale), round(original[1] * scale)), original, recipe)
-    resized = np.asarray(cv2.resize(grey, (size[1], size[0])), np.uint8)
+    resized = np.asarray(cv2.resize(grey, (size[1], size[0]), dst=empty(size, np.uint8)), np.uint8)
     return _finish(resized, original, (1.0, 1.0), (original[1] / size[1], original[0] / size[0]), recipe)
 
 
@@ -165,6 +168,7 @@ def _floored(size: Size, original: Size, recipe: Recipe) -> Size:
 def _finish(
     grey: NDArray[np.uint8], original: Size, refit: tuple[float, float], scale: tuple[float, float], recipe: Recipe
 ) -> Prepared:
-    padded, valid = pad_bottom_right(grey, recipe.network_size)
-    tensor = np.ascontiguousarray((padded.astype(np.float32) / np.float32(255.0))[None, None])
-    return Prepared(tensor, valid, original, refit, scale, recipe.half_pixel)
+    valid = int(grey.shape[0]), int(grey.shape[1])
+    padded, content = frame(valid, recipe.network_size)
+    np.divide(grey, np.float32(255.0), out=content)
+    return Prepared(padded[None, None], valid, original, refit, scale, recipe.half_pixel)

@@ -65,11 +65,11 @@ def random_weights(network: torch.nn.ModuleDict) -> bool:
 
 @hookimpl
 def onnx_patches(target: Target) -> Sequence[Patch]:
-    """LayerNorm in explicit float32 where the opset has no operator for it."""
+    """Forms that builders compute fast, and LayerNorm in explicit float32 where the opset has no operator for it."""
     from matchrt.patches import decomposed_layer_norm
-    from matchrt_lightglue.patches import packed_attention
+    from matchrt_lightglue.patches import first_layer, packed_attention
 
-    return [packed_attention(), *([decomposed_layer_norm()] if target.opset < 17 else [])]
+    return [first_layer(), packed_attention(), *([decomposed_layer_norm()] if target.opset < 17 else [])]
 
 
 @hookimpl

@@ -7,7 +7,7 @@ import numpy as np
 from matchrt.geometry.transform import ImageGeometry
 from matchrt.images.grey import to_grey_float
 from matchrt.images.image import Image
-from matchrt.images.resize import pad_bottom_right, resize_antialiased, size_for_long_side
+from matchrt.images.resize import frame, resize_antialiased, size_for_long_side
 from matchrt.model import Settings, Size
 
 CELL = 8
@@ -33,12 +33,14 @@ def preprocess_pair(
 def _preprocess(image: Image, settings: Settings) -> tuple[dict[str, np.ndarray], ImageGeometry]:
     fixed = settings.size("size")
     valid = _valid_size(image.size, settings, fixed)
-    grey = resize_antialiased(to_grey_float(image.pixels) / np.float32(255), valid)
     network_size = fixed or (-(-valid[0] // CELL) * CELL, -(-valid[1] // CELL) * CELL)
-    padded, _ = pad_bottom_right(grey, network_size)
+    grey = to_grey_float(image.pixels)
+    np.divide(grey, np.float32(255), out=grey)
+    padded, content = frame(valid, network_size)
+    resize_antialiased(grey, valid, out=content)
     geometry = ImageGeometry.from_resize(image.size, valid, network_size)
     return {
-        "image": padded[None, None].astype(np.float32, copy=False),
+        "image": padded[None, None],
         "scale": np.array([geometry.scale], np.float32),
         "valid_size": np.array([valid], np.int32),
         "size": np.array([image.size], np.float32),

@@ -58,6 +58,11 @@ RULES = (
         networks=_REFINING,
     ),
     PrecisionRule(
+        pattern=r"\.correlation\.places[./]",
+        reason="window of the local correlation: whole pixels and fractions of positions, of which half resolves only an eighth",
+        networks=_REFINING,
+    ),
+    PrecisionRule(
         pattern=r"\.refiner\.out_conv[./]",
         reason="refiner output: a step of the flow, in float32 upstream too",
         networks=_REFINING,

@@ -35,6 +35,11 @@ CAPABILITIES: Mapping[str, tuple[str, str]] = MappingProxyType(
         "max-num-tactics": ("IBuilderConfig", "max_num_tactics"),
         "plugin-library": ("", "init_libnvinfer_plugins"),
         "profile-sharing": ("PreviewFeature", "PROFILE_SHARING_0806"),
+        "user-managed": ("ExecutionContextAllocationStrategy", "USER_MANAGED"),
+        "bare-context": ("ICudaEngine", "create_execution_context_without_device_memory"),
+        "memory-size": ("ICudaEngine", "device_memory_size"),
+        "memory-size-v2": ("ICudaEngine", "device_memory_size_v2"),
+        "set-memory": ("IExecutionContext", "set_device_memory"),
     }
 )
 """What differs between releases: a name of ours, and the class or enum and its member that must exist."""

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from matchrt.backends.tensorrt import dlpack
 from matchrt.backends.tensorrt.cuda import Driver
-from matchrt.backends.tensorrt.memory import Block
+from matchrt.backends.tensorrt.memory import Block, Harbour
 from matchrt.errors import BackendError
+
+_ALIGNED = 64
+"""Bytes at whose multiples an array begins on the host."""
 
 
 class DeviceTensor:
@@ -30,9 +35,10 @@ class DeviceTensor:
         dtype: np.dtype[Any],
         stream: int,
         give_back: Callable[[Block], None],
+        harbour: Harbour,
     ) -> None:
         self.shape, self.dtype, self.stream = shape, dtype, stream
-        self._driver, self._block, self._give_back = driver, block, give_back
+        self._driver, self._block, self._give_back, self._harbour = driver, block, give_back, harbour
 
     def __del__(self) -> None:
         give_back = getattr(self, "_give_back", None)
@@ -55,7 +61,7 @@ class DeviceTensor:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -82,11 +88,21 @@ class DeviceTensor:
 
     def numpy(self) -> np.ndarray:
         """A copy on the host; waits for the work that wrote it."""
-        out = np.empty(self.shape, self.dtype)
-        with self._driver.current():
-            self._driver.to_host(out.ctypes.data, self.pointer, self.nbytes, self.stream)
-            self._driver.synchronize(self.stream)
-        return out
+        return self.numpy_of([self])[0]
+
+    @staticmethod
+    def numpy_of(tensors: Sequence[DeviceTensor]) -> list[np.ndarray]:
+        """Copies of several on the host, which wait for the device only once; all are of one device."""
+        if not tensors:
+            return []
+        driver, harbour = tensors[0]._driver, tensors[0]._harbour
+        starts = [0, *accumulate(-(-t.nbytes // _ALIGNED) * _ALIGNED for t in tensors)]
+        with driver.current(), harbour.room(starts[-1]) as landing:
+            for tensor, start in zip(tensors, starts, strict=False):
+                driver.to_host(landing.pointer + start, tensor.pointer, tensor.nbytes, tensor.stream)
+            for stream in {t.stream for t in tensors}:
+                driver.synchronize(stream)
+            return [landing.host(t.shape, t.dtype, s).copy() for t, s in zip(tensors, starts, strict=False)]
 
 
 @dataclass

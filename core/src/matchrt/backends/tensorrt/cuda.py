@@ -40,6 +40,7 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuStreamEndCapture": (_HANDLE, _OUT),
     "cuEventCreate": (_OUT, c_uint),
     "cuEventRecord": (_HANDLE, _HANDLE),
+    "cuEventQuery": (_HANDLE,),
     "cuEventSynchronize": (_HANDLE,),
     "cuEventDestroy_v2": (_HANDLE,),
     "cuEventElapsedTime": (POINTER(c_float), _HANDLE, _HANDLE),
@@ -49,7 +50,16 @@ _PROTOTYPES: dict[str, tuple[Any, ...]] = {
     "cuGraphExecDestroy": (_HANDLE,),
     "cuGraphDestroy": (_HANDLE,),
 }
-_PORTABLE, _NON_BLOCKING, _NO_TIMING, _THREAD_LOCAL = 1, 1, 2, 1
+_BRIEF = frozenset(
+    {
+        *("cuCtxGetCurrent", "cuCtxPushCurrent_v2", "cuCtxPopCurrent_v2"),
+        *("cuMemcpyHtoDAsync_v2", "cuMemcpyDtoHAsync_v2"),
+        *("cuEventCreate", "cuEventRecord", "cuEventQuery", "cuEventDestroy_v2", "cuStreamWaitEvent"),
+    }
+)
+"""Calls that note work down and return within microseconds. They keep Python's lock: a thread that gave it up for each of them would
+queue for it behind the threads that read images, again and again, and wait longer for its turn than for the device."""
+_PORTABLE, _NON_BLOCKING, _NO_TIMING, _THREAD_LOCAL, _NOT_READY = 1, 1, 2, 1, 600
 
 
 class CudaError(BackendError):
@@ -66,9 +76,10 @@ class Driver:
     def __init__(self, library: Any, index: int = 0) -> None:
         self.index = index
         self._library = library
-        for name, types in _PROTOTYPES.items():
-            function = getattr(library, name)
-            function.argtypes, function.restype = types, c_int
+        brief = ctypes.PyDLL(library._name, handle=library._handle)
+        self._functions = {n: getattr(brief if n in _BRIEF else library, n) for n in _PROTOTYPES}
+        for name, function in self._functions.items():
+            function.argtypes, function.restype = _PROTOTYPES[name], c_int
         self._call("cuInit", 0)
         device, context = c_int(), c_void_p()
         self._call("cuDeviceGet", ctypes.byref(device), index)
@@ -77,7 +88,7 @@ class Driver:
         self._local = threading.local()
 
     def _call(self, name: str, *arguments: Any) -> None:
-        code = getattr(self._library, name)(*arguments)
+        code = self._functions[name](*arguments)
         if code:
             text = c_char_p()
             self._library.cuGetErrorName(code, ctypes.byref(text))
@@ -163,7 +174,8 @@ class Driver:
 
     def wait_on_host(self, event: int) -> None:
         """Wait until the work that `event` stands for is done."""
-        self._call("cuEventSynchronize", event)
+        if self._functions["cuEventQuery"](event) == _NOT_READY:
+            self._call("cuEventSynchronize", event)
 
     def wait(self, stream: int, event: int) -> None:
         """Let later work of `stream` wait for `event`; the host does not wait."""

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,9 +40,15 @@ class Block:
             release(self.pointer)
         self.pointer = 0
 
-    def host(self) -> np.ndarray:
+    @cached_property
+    def bytes(self) -> np.ndarray:
         """Page-locked memory as an array (nbytes,) of uint8."""
         return np.ctypeslib.as_array((ctypes.c_uint8 * self.nbytes).from_address(self.pointer))
+
+    def host(self, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0) -> np.ndarray:
+        """The part of `bytes` from `offset` on as an array of `shape`."""
+        nbytes = math.prod(shape) * dtype.itemsize
+        return self.bytes[offset : offset + nbytes].view(dtype).reshape(shape)
 
 
 class Memory(Protocol):
@@ -165,21 +174,54 @@ class Pool:
                 return spare.pop()
         return self.memory.device(nbytes)
 
-    def give_back(self, block: Block) -> None:
-        """Keep it for the next that asks; free it if the pool is closed."""
+    def give_back(self, block: Block) -> bool:
+        """Keep it for the next that asks; False if the pool is closed, and it is left to the caller to free."""
         with self.lock:
             if not self.closed:
                 self.free.setdefault(block.nbytes, []).append(block)
-                return
-        block.free()
+            return not self.closed
 
     def close(self) -> None:
-        """Free what is not handed out; the rest is freed when it comes back."""
+        """Free what is not handed out; the rest is not taken back."""
         with self.lock:
             self.closed = True
             spare = [b for blocks in self.free.values() for b in blocks]
             self.free.clear()
         for block in spare:
+            block.free()
+
+
+@dataclass
+class Harbour:
+    """Page-locked memory through which arrays leave for the device and come from it; kept, and made larger when one needs more room."""
+
+    memory: Memory
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    block: Block | None = None
+    closed: bool = False
+
+    @contextmanager
+    def room(self, nbytes: int) -> Iterator[Block]:
+        """At least `nbytes` for the time of the block, in which copies must end; nobody else gets it meanwhile."""
+        with self.lock:
+            if self.block is None or self.block.nbytes < nbytes:
+                self._release()
+                self.block = self.memory.pinned(max(nbytes, 1))
+            try:
+                yield self.block
+            finally:
+                if self.closed:
+                    self._release()
+
+    def close(self) -> None:
+        """Free the memory; what still comes after gets memory for that time only."""
+        with self.lock:
+            self.closed = True
+            self._release()
+
+    def _release(self) -> None:
+        block, self.block = self.block, None
+        if block is not None:
             block.free()
 
 

@@ -6,6 +6,7 @@ behavioural stand-in of binding and driver; what ran on a GPU is said by the rec
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections import OrderedDict
@@ -21,22 +22,32 @@ from matchrt.backends.tensorrt._api import TrtApi
 from matchrt.backends.tensorrt.arrays import DeviceTensor, as_dtype, is_device_array, view
 from matchrt.backends.tensorrt.builder import dtype_name
 from matchrt.backends.tensorrt.cuda import Driver, driver
-from matchrt.backends.tensorrt.memory import Block, Pool, choose_memory
+from matchrt.backends.tensorrt.memory import Block, Harbour, Pool, choose_memory
+from matchrt.backends.tensorrt.scratch import Scratch, can_share, give_scratch, new_context, scratch_bytes, scratch_of
 from matchrt.errors import BackendError
 
 _MAX_GRAPHS = 8
+_MAX_STREAMS = 4
+"""Streams that a session keeps memory for."""
 Shape = tuple[int, ...]
 Addresses = tuple[tuple[str, int], ...]
 
 
 class TensorRtEngine:
-    """A deserialised engine. Options: `device` (index), `memory` (provider), `cuda_graphs` and `layer_times` (true or false)."""
+    """A deserialised engine.
+
+    Options: `device` (index), `memory` (provider); true or false: `cuda_graphs`, `shared_scratch` (see `scratch`), `layer_times`.
+    """
 
     def __init__(self, api: TrtApi, network: str, runtime: Any, engine: Any, cuda: Driver, options: Mapping[str, Any]):
         self.network = network
         self.api, self.cuda, self.options = api, cuda, dict(options)
         self._runtime, self._engine = runtime, engine
         self._lock = threading.Lock()
+        self.scratch_bytes = 0
+        """What a run needs beside inputs and outputs, if sessions share it (see `scratch`); 0 where each has its own."""
+        if can_share(api) and options.get("shared_scratch", True):
+            self.scratch_bytes = scratch_bytes(api, engine)
 
     @classmethod
     def deserialize(cls, api: TrtApi, network: str, payload: bytes, options: Mapping[str, Any]) -> TensorRtEngine:
@@ -64,7 +75,7 @@ class TensorRtEngine:
         """A session for the calling thread, with an execution context of its own."""
         engine = self.handle
         with self._lock, self.cuda.current():
-            context = engine.create_execution_context()
+            context = new_context(self.api, engine, shared=self.scratch_bytes > 0)
             if context is None:
                 raise BackendError(f"no memory for another session of network {self.network!r}")
             if context.active_optimization_profile < 0 and _is_dynamic(
@@ -118,8 +129,7 @@ class TensorRtSession:
         self._tensors = _describe(owner.api, owner.handle)
         self._stages: dict[str, _Stage] = {}
         self._host: dict[str, np.ndarray] = {}
-        self._results: dict[str, Block] = {}
-        self._pool = Pool(self._memory)
+        self._pool, self._harbour = Pool(self._memory), Harbour(self._memory)
         self._shapes: dict[str, Shape] = {}
         self._graphs: OrderedDict[Any, int | None] = OrderedDict()
         self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
@@ -131,6 +141,8 @@ class TensorRtSession:
             self._use_graphs = False  # a replayed graph reports nothing
         self._done = owner.cuda.event()
         self._last_stream = 0
+        self._scratches: OrderedDict[Scratch, None] = OrderedDict()
+        self._scratch_pointer = 0
         # Last, because a session with a context has all that `close` frees.
         self._owner, self._context, self._cuda = owner, context, owner.cuda
 
@@ -156,14 +168,12 @@ class TensorRtSession:
         """A copy of `array` on the device, in the order of the thread's own stream; done when this returns."""
         with self._cuda.current():
             stream = self._cuda.thread_stream()
-            block, pinned = self._pool.take(max(array.nbytes, 1)), self._memory.pinned(max(array.nbytes, 1))
-            try:
-                np.copyto(pinned.host()[: array.nbytes].view(array.dtype).reshape(array.shape), array)
+            block = self._pool.take(max(array.nbytes, 1))
+            with self._harbour.room(array.nbytes) as pinned:
+                np.copyto(pinned.host(array.shape, array.dtype), array)
                 self._cuda.to_device(block.pointer, pinned.pointer, array.nbytes, stream)
                 self._cuda.synchronize(stream)
-            finally:
-                pinned.free()
-            return DeviceTensor(self._cuda, block, array.shape, array.dtype, stream, self._give_back)
+            return self._on_device(block, array.shape, array.dtype, stream)
 
     @property
     def batch_bounds(self) -> dict[str, tuple[int, int]]:
@@ -176,19 +186,7 @@ class TensorRtSession:
     def run(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, np.ndarray]:
         """Outputs as numpy arrays, finished. Raises `BackendError`."""
         outputs = self.run_on_device(inputs, stream)
-        with self._cuda.current():
-            used = self._last_stream
-            for name, tensor in outputs.items():
-                if name not in self._results or self._results[name].nbytes < tensor.nbytes:
-                    self._free(self._results.pop(name, None))
-                    self._results[name] = self._memory.pinned(tensor.nbytes)
-                self._cuda.to_host(self._results[name].pointer, tensor.pointer, tensor.nbytes, used)
-            self._cuda.synchronize(used)
-            return {n: self._fetched(n, t) for n, t in outputs.items()}
-
-    def _fetched(self, name: str, tensor: DeviceTensor) -> np.ndarray:
-        raw = self._results[name].host()[: tensor.nbytes]
-        return raw.view(tensor.dtype).reshape(tensor.shape).copy()
+        return dict(zip(outputs, DeviceTensor.numpy_of(list(outputs.values())), strict=True))
 
     def run_on_device(self, inputs: Mapping[str, Any], stream: int | None = None) -> dict[str, DeviceTensor]:
         """Outputs left on the device; the work is on `stream` (a handle; the thread's own by default) and may not be done yet.
@@ -203,6 +201,7 @@ class TensorRtSession:
             if self._last_stream not in (0, used):
                 self._cuda.wait(used, self._done)  # a context runs on one stream at a time
             views = [self._input(t, inputs, used) for t in self._tensors if t.is_input]
+            self._use_scratch(used)
             self._set_shapes({name: shape for name, _, shape, _ in views})
             outputs = self._outputs(used)
             addresses = tuple((n, p) for n, p, _, _ in views) + tuple((n, t.pointer) for n, t in outputs.items())
@@ -226,21 +225,38 @@ class TensorRtSession:
                 stage.pinned.free()
                 stage.device.free()
                 self._cuda.free_event(stage.event)
-            for block in self._results.values():
-                block.free()
             self._pool.close()
+            self._harbour.close()
+            self._scratches.clear()
             self._cuda.free_event(self._done)
         self._graphs.clear()
         self._stages.clear()
-        self._results.clear()
 
     def __del__(self) -> None:
         if getattr(self, "_context", None) is not None and not sys.is_finalizing():
             self.close()
 
+    def _use_scratch(self, stream: int) -> None:
+        needed = self._owner.scratch_bytes
+        if not needed:
+            return
+        scratch = scratch_of(self._cuda, stream)
+        self._scratches[scratch] = None
+        self._scratches.move_to_end(scratch)
+        if len(self._scratches) > _MAX_STREAMS:
+            self._cuda.wait_on_host(
+                self._done
+            )  # later work waited for earlier, so that none is under way in the oldest
+            self._scratches.popitem(last=False)
+        pointer = scratch.reserve(self._memory, needed)
+        if pointer != self._scratch_pointer:
+            give_scratch(self._owner.api, self._context, pointer, needed)
+            self._scratch_pointer = pointer
+
     def _give_back(self, block: Block) -> None:
-        with self._cuda.current():
-            self._pool.give_back(block)
+        if not self._pool.give_back(block):
+            with self._cuda.current():
+                block.free()
 
     def _free(self, block: Block | None) -> None:
         if block is not None:
@@ -289,8 +305,7 @@ class TensorRtSession:
             self._stages[name] = stage
         else:
             self._cuda.wait_on_host(stage.event)  # the last copy from it may still be under way
-        staged = stage.pinned.host()[: array.nbytes].view(array.dtype).reshape(array.shape)
-        np.copyto(staged, array)
+        np.copyto(stage.pinned.host(array.shape, array.dtype), array)
         self._cuda.to_device(stage.device.pointer, stage.pinned.pointer, array.nbytes, stream)
         self._cuda.record(stage.event, stream)
         return stage.device.pointer
@@ -322,16 +337,16 @@ class TensorRtSession:
         outputs = {}
         for tensor in self._tensors:
             if not tensor.is_input:
-                nbytes = int(np.prod(tensor.shape, dtype=np.int64)) * tensor.dtype.itemsize
-                block = self._pool.take(max(nbytes, 1))
-                outputs[tensor.name] = DeviceTensor(
-                    self._cuda, block, tensor.shape, tensor.dtype, stream, self._give_back
-                )
+                block = self._pool.take(max(math.prod(tensor.shape) * tensor.dtype.itemsize, 1))
+                outputs[tensor.name] = self._on_device(block, tensor.shape, tensor.dtype, stream)
         return outputs
+
+    def _on_device(self, block: Block, shape: Shape, dtype: np.dtype[Any], stream: int) -> DeviceTensor:
+        return DeviceTensor(self._cuda, block, shape, dtype, stream, self._give_back, self._harbour)
 
     def _enqueue(self, addresses: Addresses, stream: int) -> None:
         """Run plainly at first sight; capture when shapes and addresses come again; replay from then on."""
-        key = (tuple(self._shapes.items()), addresses)
+        key = (tuple(self._shapes.items()), addresses, self._scratch_pointer)
         graph = self._graphs.get(key)
         if graph is not None:
             self._graphs.move_to_end(key)

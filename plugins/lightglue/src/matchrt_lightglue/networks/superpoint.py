@@ -84,7 +84,7 @@ class SuperPoint(nn.Module):
         self.descriptor_dim = descriptor_dim
 
         c1, c2, c3, c4 = channels
-        self.conv1a, self.conv1b = _conv3(1, c1), _conv3(c1, c1)
+        self.conv1a, self.conv1b = FirstConv(c1), _conv3(c1, c1)
         self.conv2a, self.conv2b = _conv3(c1, c2), _conv3(c2, c2)
         self.conv3a, self.conv3b = _conv3(c2, c3), _conv3(c3, c3)
         self.conv4a, self.conv4b = _conv3(c3, c4), _conv3(c4, c4)
@@ -98,8 +98,7 @@ class SuperPoint(nn.Module):
         `mask_padding` is on; None means the whole image.
         """
         masks = _Padding(valid_size if self.mask_padding else None)
-        x = masks(image, 1)
-        x = masks(F.relu(self.conv1a(x)), 1)
+        x = self.conv1a(image, masks.of(image, 1))
         x = masks(F.max_pool2d(F.relu(self.conv1b(x)), 2), 2)
         x = masks(F.relu(self.conv2a(x)), 2)
         x = masks(F.max_pool2d(F.relu(self.conv2b(x)), 2), 4)
@@ -171,6 +170,19 @@ class SuperPoint(nn.Module):
         return F.normalize(sampled.squeeze(2), dim=1).transpose(1, 2)
 
 
+class FirstConv(nn.Conv2d):
+    """conv1a with its ReLU, zero outside the valid area. A class of its own, for the form that is exported (`patches.first_layer`)."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__(1, outputs, kernel_size=3, padding=1)
+
+    def forward(self, image: Tensor, inside: Tensor | None = None) -> Tensor:
+        """`image` (B, 1, H, W) and `inside` (B, 1, H, W), 1 in the valid area and 0 elsewhere, to features (B, C, H, W)."""
+        if inside is None:
+            return F.relu(super().forward(image))
+        return F.relu(super().forward(image * inside)) * inside
+
+
 class _Padding:
     """Zeroes feature maps outside the valid area; one mask per stride."""
 
@@ -179,11 +191,16 @@ class _Padding:
         self.masks: dict[int, Tensor] = {}
 
     def __call__(self, features: Tensor, stride: int) -> Tensor:
+        mask = self.of(features, stride)
+        return features if mask is None else features * mask
+
+    def of(self, features: Tensor, stride: int) -> Tensor | None:
+        """The mask of maps at `stride`, (B, 1, h, w), or None where nothing is masked."""
         if self.valid_size is None:
-            return features
+            return None
         if stride not in self.masks:
             self.masks[stride] = self._mask(features, stride)
-        return features * self.masks[stride]
+        return self.masks[stride]
 
     def _mask(self, features: Tensor, stride: int) -> Tensor:
         """(B, 1, h, w): 1 where a whole stride x stride block lies inside, which is what floor pooling keeps."""

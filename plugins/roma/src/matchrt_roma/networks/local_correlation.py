@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
-from torch import Tensor
-from torch.nn.functional import grid_sample
+from torch import Tensor, nn
+from torch.nn.functional import embedding, grid_sample, pad
 
 
 def from_volume(query: Tensor, support: Tensor, flow: Tensor, offsets: Tensor) -> Tensor:
@@ -23,20 +25,60 @@ def from_volume(query: Tensor, support: Tensor, flow: Tensor, offsets: Tensor) -
     return sampled.reshape(batch, height * width, side * side).transpose(1, 2).reshape(batch, -1, height, width)
 
 
-def from_rows(query: Tensor, support: Tensor, flow: Tensor, offsets: Tensor) -> Tensor:
-    """The same, sampling the support once per row of the window: memory is C*h*w*k floats a pair.
+class WindowCorrelation(nn.Module):
+    """The same for a window of one-pixel steps: all its places share one fraction of a pixel, so that products with whole pixels are
+    enough, (2r+2)² of them for (2r+1)² places, and four of them are blended for each place.
 
-    For maps whose volume would be too large. Arguments and result as `from_volume`.
+    Reads rows of C numbers, which GPUs do at full width, where sampling reads four numbers for each channel and place. Memory is
+    C*h*w*(2r+2) floats a pair: for maps whose volume would be too large.
     """
-    batch, channels, height, width = query.shape
-    side = offsets.shape[0]
-    scaled = (query / channels**0.5)[..., None]
-    planes = []
-    for row in range(side):
-        grid = (flow[:, :, :, None, :] + offsets[row]).reshape(batch, height, width * side, 2)
-        sampled = grid_sample(support, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        planes.append((scaled * sampled.reshape(batch, channels, height, width, side)).sum(dim=1))
-    return torch.cat(planes, dim=-1).permute(0, 3, 1, 2)
+
+    def __init__(self, radius: int) -> None:
+        super().__init__()
+        self.places = WindowPlaces(radius)
+
+    def forward(self, query: Tensor, support: Tensor, flow: Tensor) -> Tensor:
+        """Arguments and result as `from_volume`, with the window of `radius` in steps of one pixel of the support."""
+        batch, channels, height, width = query.shape
+        side = self.places.side
+        places, down, across = self.places(flow, support)
+        table = pad(support, (side,) * 4).permute(0, 2, 3, 1).reshape(-1, channels)
+        padded_width = support.shape[-1] + 2 * side
+        scaled = query.permute(0, 2, 3, 1).reshape(-1, 1, channels) / channels**0.5
+        steps = torch.arange(side, dtype=torch.int32, device=flow.device)
+        lines = []
+        for line in range(side):
+            rows = embedding(places.reshape(-1, 1) + (steps + line * padded_width), table)
+            lines.append((rows * scaled).sum(-1).reshape(batch, height, width, side))
+        found = [a + (b - a) * down for a, b in pairwise(lines)]
+        blended = [x[..., :-1] + (x[..., 1:] - x[..., :-1]) * across for x in found]
+        return torch.cat(blended, dim=-1).permute(0, 3, 1, 2)
+
+
+class WindowPlaces(nn.Module):
+    """Where windows lie in a map padded by 2r+2 zeros all around. A module, so that its nodes have a name for precision rules."""
+
+    def __init__(self, radius: int) -> None:
+        super().__init__()
+        self.radius, self.side = radius, 2 * radius + 2
+
+    def forward(self, flow: Tensor, support: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """First whole pixel of each window, `(B, h, w)` int32 into the padded maps' flattened pixels, and the fractions of a pixel
+        down and across, `(B, h, w, 1)`. A window that sees nothing of the map begins in the padding.
+        """
+        batch, _, rows, columns = support.shape
+        starts, fractions = [], []
+        for axis, count in ((1, rows), (0, columns)):
+            position = (flow[..., axis] + 1.0) * (count / 2.0) - 0.5
+            whole = position.floor()
+            fractions.append((position - whole)[..., None])
+            starts.append((whole + float(self.side - self.radius)).clamp(0.0, float(count + self.side)))
+        height, width = rows + 2 * self.side, columns + 2 * self.side
+        places = (starts[0] * float(width) + starts[1]).to(torch.int32)
+        if batch > 1:
+            first = torch.arange(batch, dtype=torch.int32, device=flow.device) * (height * width)
+            places = places + first.reshape(batch, 1, 1)
+        return places, fractions[0], fractions[1]
 
 
 def volume_fits(height: int, width: int, limit_bytes: int) -> bool:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.functional import grid_sample
 
 from matchrt_roma.networks.grids import pixel_centres, resize, window_offsets
-from matchrt_roma.networks.local_correlation import from_rows, from_volume, volume_fits
+from matchrt_roma.networks.local_correlation import WindowCorrelation, from_volume, volume_fits
 
-# A direction's correlation volume above this is sampled row by row: 560 gives 10 MB at scale 16 and 96 MB at scale 8.
+# A direction's correlation volume above this is not made: 560 gives 10 MB at scale 16 and 96 MB at scale 8.
 VOLUME_LIMIT = 128 * 2**20
 KERNEL = 5
 
@@ -32,6 +32,7 @@ class Refiner(nn.Module):
     def __init__(self, channels: int, displacement: int, radius: int, hidden_blocks: int) -> None:
         super().__init__()
         self.radius = radius
+        self.correlation = WindowCorrelation(radius)
         self.block1 = _block(channels)
         self.hidden_blocks = nn.Sequential(*(_block(channels) for _ in range(hidden_blocks)))
         self.out_conv = nn.Conv2d(channels, 3, 1)
@@ -46,8 +47,10 @@ class Refiner(nn.Module):
         inputs = [query, sampled, self.disp_emb(displacement)]
         if self.radius:
             height, width = query.shape[-2:]
-            compute = from_volume if volume_fits(height, width, VOLUME_LIMIT) else from_rows
-            inputs.append(compute(query, support, grid, offsets))
+            if volume_fits(height, width, VOLUME_LIMIT):
+                inputs.append(from_volume(query, support, grid, offsets))
+            else:
+                inputs.append(self.correlation(query, support, grid))
         out: Tensor = self.out_conv(self.hidden_blocks(self.block1(torch.cat(inputs, dim=1))).float())
         return out
 
