@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from matchrt.weights.pictures import dead_leaves
 from matchrt_eloftr.networks import EfficientLoFTR
 from matchrt_eloftr.networks.network import fuse_backbone
-
-_SIZE = (128, 160)
 
 
 def fill(network: EfficientLoFTR) -> None:
@@ -58,15 +57,3 @@ def calibrate(network: EfficientLoFTR, image0: Tensor, image1: Tensor) -> Effici
     coarse0, coarse1 = network.transform(coarse0, coarse1, valid, valid)
     network.pyramid(coarse0, coarse1, middle, fine)
     return network.eval().requires_grad_(False)
-
-
-def dead_leaves(count: int = 600) -> Tensor:
-    """(1, 1, 128, 160) float32 in [0, 1]: opaque rectangles of random sizes and greys, one over the other, whose edges and contrasts
-    are like a photograph's (the dead leaves model; Lee, Mumford and Huang 2001). Integers only, so it is the same everywhere."""
-    height, width = _SIZE
-    image = torch.zeros(_SIZE)
-    for _ in range(count):
-        bottom, right, grey, *draws = (int(torch.randint(n, ())) for n in (height, width, 256, 64, 64))
-        rows, columns = (min(60, 4096 // (draw + 1) ** 2) for draw in draws)
-        image[max(0, bottom - rows) : bottom + 1, max(0, right - columns) : right + 1] = grey
-    return image[None, None] / 255

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from matchrt.weights.pictures import dead_leaves
+
 
 def fill(network: nn.ModuleDict) -> None:
     """Weights of extractor and matcher from torch's own generator, in place; the extractor's are calibrated on random pictures."""
@@ -56,18 +58,6 @@ def _scaled(extractor: nn.Module, name: str, x: Tensor, scale: float = 1.0) -> T
     layer.weight.mul_(scale / layer(x).square().mean().sqrt())
     out: Tensor = layer(x)
     return out
-
-
-def dead_leaves(count: int = 600) -> Tensor:
-    """(1, 1, 128, 160) float32 in [0, 1]: opaque rectangles of random sizes and greys, one over the other (the dead leaves model;
-    Lee, Mumford and Huang 2001), whose edges and contrasts are like a photograph's. Integers only, so it is the same everywhere."""
-    height, width = 128, 160
-    image = torch.zeros(height, width)
-    for _ in range(count):
-        bottom, right, grey, *draws = (int(torch.randint(n, ())) for n in (height, width, 256, 64, 64))
-        rows, columns = (min(60, 4096 // (draw + 1) ** 2) for draw in draws)
-        image[max(0, bottom - rows) : bottom + 1, max(0, right - columns) : right + 1] = grey
-    return image[None, None] / 255
 
 
 @torch.no_grad()

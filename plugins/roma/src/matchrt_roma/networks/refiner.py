@@ -9,8 +9,9 @@ from torch.nn.functional import grid_sample
 from matchrt_roma.networks.grids import pixel_centres, resize, window_offsets
 from matchrt_roma.networks.local_correlation import WindowCorrelation, from_volume, volume_fits
 
-# A direction's correlation volume above this is not made: 560 gives 10 MB at scale 16 and 96 MB at scale 8.
-VOLUME_LIMIT = 128 * 2**20
+VOLUME_LIMIT = 600 * 2**20
+"""A direction's correlation volume above this many bytes of float32 is not made: scale 8 has 92 MiB at 560 and 519 MiB at 864, scale 4
+has 1.4 GiB at 560. Where it fits it was the faster form on a GPU."""
 KERNEL = 5
 
 
