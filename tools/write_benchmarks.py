@@ -4,7 +4,8 @@
     uv run python tools/write_benchmarks.py --check    say what is stale or has no receipt; exit code 1 if anything is
 
 A generated block stands between `<!-- receipt: FILE.json … -->` and `<!-- end -->`; FILE lies in docs/benchmarks. After it may stand
-`run=N` (of `matchrt bench`; the last by default), `sweep=AXIS`, `plot=NAME.png`, or `rows=A|B` (of mini-matching.json).
+`run=N` (of `matchrt bench`; the last by default), `sweep=AXIS`, `layers=N` (of each network, the slowest), `plot=NAME.png`, or `rows=A|B`
+(of mini-matching.json).
 
 A figure in prose (a number with ×, ms, s, px, %, MB, GiB, …) needs, in its paragraph,
     <!-- figures FILE.json: 443 s = r["convert"]["seconds"]["total"]; 1.7 GiB = … -->
@@ -60,7 +61,8 @@ def content(name: str, options: Mapping[str, str], page: Path, plots: bool) -> s
     if "rows" in options:
         return matching_table(receipt, options["rows"].split("|"))
     run = receipt["runs"][int(options.get("run", len(receipt["runs"]))) - 1]
-    text = bench_tables(run, options.get("sweep"))
+    layers = options.get("layers")
+    text = bench_tables(run, options.get("sweep"), None if layers is None else int(layers))
     if "plot" in options:
         picture = RECEIPTS / options["plot"]
         if plots:
@@ -90,8 +92,8 @@ def matching_table(receipt: Mapping[str, Any], rows: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bench_tables(run: Mapping[str, Any], sweep: str | None) -> str:
-    """Where and how, then a table for each group; with `sweep` the slopes."""
+def bench_tables(run: Mapping[str, Any], sweep: str | None, most_layers: int | None = None) -> str:
+    """Where and how, then a table for each group with its slowest layers; with `sweep` the slopes."""
     from matchrt.bench.table import COLUMNS, Group, compare, groups, growth, layer_rows, rows, used_columns
 
     machine, comparison = run["machine"], compare(run)
@@ -106,7 +108,7 @@ def bench_tables(run: Mapping[str, Any], sweep: str | None) -> str:
         lines += ["| " + " | ".join(COLUMNS[i] for i in used) + " |", "|---" * len(used) + "|"]
         lines += ["| " + " | ".join(row[i].replace("|", "\\|") for i in used) + " |" for row in table]
         parts.append("\n".join(lines))
-        layers = list(layer_rows(members))
+        layers = list(layer_rows(members, most_layers))
         if layers:
             lines = ["| contender | network | layer | ms | share |", "|---|---|---|---|---|"]
             parts.append(

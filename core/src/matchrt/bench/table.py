@@ -135,11 +135,13 @@ def part_rows(members: Sequence[Record]) -> Iterator[Row]:
                     yield member["label"], f"{name} {part}", _spread({"all": value})
 
 
-def layer_rows(members: Sequence[Record]) -> Iterator[Row]:
-    """(contender, network, layer, ms, share of the network's layers): the slowest layers, and what the others take together."""
+def layer_rows(members: Sequence[Record], most: int | None = None) -> Iterator[Row]:
+    """(contender, network, layer, ms, share of the network's layers): the slowest layers, `most` of them, and what the others take
+    together.
+    """
     for member in members:
         for network, told in member.get("layers", {}).items():
-            slowest = told["slowest"]
+            slowest = told["slowest"][:most]
             rest = ("other layers", told["seconds"] - sum(t for _, t in slowest))
             for layer, seconds in (*slowest, *([rest] if told["count"] > len(slowest) else [])):
                 share = _percent(_ratio(seconds, told["seconds"]))
