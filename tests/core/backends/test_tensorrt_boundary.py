@@ -41,6 +41,7 @@ RECEIVERS: dict[str, dict[str, str]] = {
         "self._context": "IExecutionContext",
         "context": "IExecutionContext",
     },
+    "tensors.py": {"engine": "ICudaEngine"},
     "scratch.py": {"engine": "ICudaEngine", "context": "IExecutionContext"},
 }
 """How our code calls the binding's objects: by these names in these files, and by no other."""

@@ -20,16 +20,15 @@ from matchrt.backends.clock import Clock, DriverClock
 from matchrt.backends.layers import LayerTimes
 from matchrt.backends.tensorrt._api import TrtApi
 from matchrt.backends.tensorrt.arrays import DeviceTensor, as_dtype, is_device_array, view
-from matchrt.backends.tensorrt.builder import dtype_name
 from matchrt.backends.tensorrt.cuda import Driver, driver
 from matchrt.backends.tensorrt.memory import Block, Harbour, Pool, choose_memory
 from matchrt.backends.tensorrt.scratch import Scratch, can_share, give_scratch, new_context, scratch_bytes, scratch_of
+from matchrt.backends.tensorrt.tensors import EngineTensor, Shape, engine_tensors, is_dynamic
 from matchrt.errors import BackendError
 
 _MAX_GRAPHS = 8
 _MAX_STREAMS = 4
 """Streams that a session keeps memory for."""
-Shape = tuple[int, ...]
 Addresses = tuple[tuple[str, int], ...]
 
 
@@ -78,7 +77,7 @@ class TensorRtEngine:
             context = new_context(self.api, engine, shared=self.scratch_bytes > 0)
             if context is None:
                 raise BackendError(f"no memory for another session of network {self.network!r}")
-            if context.active_optimization_profile < 0 and _is_dynamic(
+            if context.active_optimization_profile < 0 and is_dynamic(
                 engine
             ):  # setting a shape would crash the process
                 raise BackendError(
@@ -90,20 +89,6 @@ class TensorRtEngine:
     def close(self) -> None:
         """Let go of the engine; sessions that are open keep theirs."""
         self._engine = None
-
-
-@dataclass
-class _Tensor:
-    """An input or output of the engine, and what is known of it."""
-
-    name: str
-    dtype: np.dtype[Any]
-    is_input: bool
-    on_host: bool
-    """A shape tensor: TensorRT reads it from the host."""
-    shape: Shape
-    bounds: tuple[Shape, ...] = ()
-    """(min, opt, max) of an input."""
 
 
 @dataclass
@@ -126,7 +111,7 @@ class TensorRtSession:
         self.network = owner.network
         self.notes: list[str] = []
         self._memory = choose_memory(owner.cuda, owner.options.get("memory"))
-        self._tensors = _describe(owner.api, owner.handle)
+        self._tensors = engine_tensors(owner.api, owner.handle)
         self._stages: dict[str, _Stage] = {}
         self._host: dict[str, np.ndarray] = {}
         self._pool, self._harbour = Pool(self._memory), Harbour(self._memory)
@@ -263,7 +248,7 @@ class TensorRtSession:
             self._cuda.synchronize(self._last_stream)
             block.free()
 
-    def _input(self, tensor: _Tensor, inputs: Mapping[str, Any], stream: int) -> tuple[str, int, Shape, Any]:
+    def _input(self, tensor: EngineTensor, inputs: Mapping[str, Any], stream: int) -> tuple[str, int, Shape, Any]:
         """(name, address, shape, what keeps it alive)."""
         if tensor.name not in inputs:
             raise BackendError(f"network {self.network!r} lacks input {tensor.name!r}")
@@ -274,23 +259,14 @@ class TensorRtSession:
                 raise BackendError(
                     f"network {self.network!r}: input {tensor.name!r} is {found.dtype}, not {tensor.dtype}"
                 )
-            self._check(tensor, found.shape)
+            tensor.check(self.network, found.shape)
             return tensor.name, found.pointer, found.shape, found
         array = as_dtype(np.asarray(value), tensor.dtype, f"network {self.network!r}: input {tensor.name!r}")
-        self._check(tensor, array.shape)
+        tensor.check(self.network, array.shape)
         if tensor.on_host:
             self._host[tensor.name] = np.ascontiguousarray(array)
             return tensor.name, int(self._host[tensor.name].ctypes.data), array.shape, None
         return tensor.name, self._staged(tensor.name, array, stream), array.shape, None
-
-    def _check(self, tensor: _Tensor, shape: Shape) -> None:
-        low, high = (tensor.bounds[0], tensor.bounds[2]) if tensor.bounds else (tensor.shape, tensor.shape)
-        if len(shape) != len(low) or any(not a <= s <= b for a, s, b in zip(low, shape, high, strict=True)):
-            wanted = list(low) if low == high else f"{list(low)} to {list(high)}"
-            raise BackendError(
-                f"network {self.network!r}: this engine takes {tensor.name!r} of shape {wanted}, got {list(shape)}",
-                hint="build one for it with `matchrt build --batch … --shapes …`",
-            )
 
     def _staged(self, name: str, array: np.ndarray, stream: int) -> int:
         """Copy a numpy input to the device through page-locked memory; the address there."""
@@ -397,24 +373,3 @@ class TensorRtSession:
             self._use_graphs = False
             self.notes.append(f"runs without a CUDA graph: {error.message}")
             return None
-
-
-def _is_dynamic(engine: Any) -> bool:
-    names = (engine.get_tensor_name(i) for i in range(engine.num_io_tensors))
-    return any(-1 in tuple(engine.get_tensor_shape(n)) for n in names)
-
-
-def _describe(api: TrtApi, engine: Any) -> list[_Tensor]:
-    inputs, host = api.enum("TensorIOMode", "INPUT"), api.enum("TensorLocation", "HOST")
-    tensors = []
-    for index in range(engine.num_io_tensors):
-        name = engine.get_tensor_name(index)
-        is_input = engine.get_tensor_mode(name) == inputs
-        on_host = engine.get_tensor_location(name) == host
-        shape = tuple(engine.get_tensor_shape(name))
-        bounds: tuple[Shape, ...] = ()
-        if is_input and not on_host and -1 in shape:
-            bounds = tuple(tuple(s) for s in engine.get_tensor_profile_shape(name, 0))
-        dtype = np.dtype(dtype_name(engine.get_tensor_dtype(name)))
-        tensors.append(_Tensor(name, dtype, is_input, on_host, shape, bounds))
-    return tensors
