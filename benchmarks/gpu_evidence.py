@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from matchrt.weights.locks import exclusive
+
 HERE = Path(__file__).resolve().parent
 
 
@@ -163,10 +165,12 @@ def convert(run: Run) -> None:
 
 
 def _convert(run: Run, subject: Subject) -> bool:
-    if not run.converted(subject):
-        command = [run.args.torch, "-m", "matchrt", "convert", subject.matcher, *subject.flags(run.args.tiny)]
-        run.job(f"convert-{subject.name}", [*command, "-o", run.work / subject.name, "--json"], 300)
-    return run.converted(subject)
+    """One at a time for each subject, also beside another call of this script, which is waited for."""
+    with exclusive(run.work / f"{subject.name}.lock"):
+        if not run.converted(subject):
+            command = [run.args.torch, "-m", "matchrt", "convert", subject.matcher, *subject.flags(run.args.tiny)]
+            run.job(f"convert-{subject.name}", [*command, "-o", run.work / subject.name, "--json"], 300)
+        return run.converted(subject)
 
 
 def build(run: Run) -> None:

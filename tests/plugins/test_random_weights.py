@@ -93,12 +93,16 @@ def test_eloftr_chooses_the_same_cells_and_pixels_in_float64() -> None:
     assert found > 10
 
 
-def test_lightglue_finds_matches_above_the_threshold() -> None:
+def test_lightglue_finds_many_matches_with_spread_scores() -> None:
     size = {"size": (192, 256), "keypoints": 256}
     hooks, variant, network = made("superpoint-lightglue:full", 1, **size)
     answers = [matched(hooks, variant, network, pair, **size) for pair in (0, 1)]
-    assert sum(len(matches) for _, matches in answers) > 3
-    assert max(float(tensors["scores0"].max()) for tensors, _ in answers) > 0.3
+    for tensors, matches in answers:
+        scores = tensors["scores0"][tensors["scores0"] > 0]
+        assert len(matches) > 40  # else a comparison hangs on a few entries, and half rounding decides it
+        assert len(scores) > len(matches)
+        assert scores.max() > 0.7
+        assert 0.05 < float(np.median(scores)) < 0.6  # spread, as with trained weights
 
 
 def test_the_deploy_form_is_the_training_form_fused() -> None:
