@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
 
+from matchrt.graph.prepare import prepare
+from matchrt.graph.scopes import name_after_modules
+from matchrt.model import Target
 from matchrt_roma.networks.grids import window_offsets
 from matchrt_roma.networks.local_correlation import WindowCorrelation, from_volume
+from matchrt_roma.precision import RULES
 
 
 def maps(batch: int, channels: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,3 +68,70 @@ def test_both_forms_agree_where_both_are_used(monkeypatch: pytest.MonkeyPatch) -
         windows = network(*inputs)
     assert not torch.equal(volume, windows)
     assert (volume - windows).abs().max() < 1e-4
+
+
+@pytest.fixture(scope="module")
+def exported() -> onnx.ModelProto:
+    """In a graph whose number of directions is open."""
+    torch.manual_seed(0)
+    batch = torch.export.Dim("directions", min=1, max=4)
+    inputs = maps(2, 8, 12, 14)
+    program = torch.onnx.export(
+        Correlating().eval(), inputs, dynamo=True, dynamic_shapes=({0: batch},) * 3, verbose=False, opset_version=18
+    )
+    assert program is not None
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+class Stages(torch.nn.Module):
+    """Paths as RoMa's, which the precision rules know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        refiner = torch.nn.Module()
+        refiner.correlation = WindowCorrelation(2)
+        stage = torch.nn.Module()
+        stage.refiner = refiner
+        self.stages = torch.nn.ModuleList([stage])
+
+    def forward(self, query: Tensor, support: Tensor, flow: Tensor) -> Tensor:
+        correlation = self.get_submodule("stages.0.refiner.correlation")
+        found: Tensor = correlation(query, support, flow)
+        return found
+
+
+class Correlating(torch.nn.Module):
+    """The network as core's export has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Stages()
+
+    def forward(self, query: Tensor, support: Tensor, flow: Tensor) -> Tensor:
+        found: Tensor = self.network(query, support, flow)
+        return found
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_one_graph_serves_any_number_of_directions(exported: onnx.ModelProto, batch: int) -> None:
+    session = onnxruntime.InferenceSession(exported.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = maps(batch, 8, 12, 14)
+    names = [i.name for i in session.get_inputs()]
+    (found,) = session.run(None, dict(zip(names, (t.numpy() for t in inputs), strict=True)))
+    assert np.abs(found - Correlating()(*inputs).numpy()).max() < 1e-5
+
+
+@pytest.mark.rtx
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_tensorrt_rtx_builds_it(exported: onnx.ModelProto, precision: str, rtx_builder: ModuleType) -> None:
+    target = Target(backend="tensorrt_rtx", precision=precision)
+    rules = [replace(r, networks=None) for r in RULES]
+    prepared = prepare(name_after_modules(exported), target, rules=rules)
+    if precision == "fp16":
+        assert prepared.precision is not None
+        kept = [k.node for k in prepared.precision.kept]
+        assert sum("correlation.places" in name for name in kept) >= 10
+        assert any("window of the local correlation" in k.reason for k in prepared.precision.kept)
+    size, complaints = rtx_builder.build(prepared.model, {"directions": (1, 2, 4)})
+    assert size > 5_000, complaints

@@ -75,7 +75,7 @@ class WindowPlaces(nn.Module):
             starts.append((whole + float(self.side - self.radius)).clamp(0.0, float(count + self.side)))
         height, width = rows + 2 * self.side, columns + 2 * self.side
         places = (starts[0] * float(width) + starts[1]).to(torch.int32)
-        if batch > 1:
+        if not isinstance(batch, int) or batch > 1:  # while a graph is traced, a dynamic batch is a symbol
             first = torch.arange(batch, dtype=torch.int32, device=flow.device) * (height * width)
             places = places + first.reshape(batch, 1, 1)
         return places, fractions[0], fractions[1]
