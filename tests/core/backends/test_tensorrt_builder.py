@@ -118,7 +118,9 @@ def test_what_only_chooses_and_compares_is_held_to_float32_too(stand_in: Any, sa
     assert (types["/top"], types["/above"]) == ({0: "FLOAT"}, {})  # indices and truth values keep theirs
 
 
-def test_constraints_that_no_kernel_meets_are_given_up_aloud(stand_in: Any, save_graph: Any) -> None:
+def test_constraints_that_no_kernel_meets_are_given_up_aloud(
+    stand_in: Any, save_graph: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     api, world = adapted(stand_in, "tensorrt-8.6.1")
     graph = choosing(save_graph)
     world.unmet = {"/above"}
@@ -130,6 +132,14 @@ def test_constraints_that_no_kernel_meets_are_given_up_aloud(stand_in: Any, save
     with pytest.raises(BackendError, match="could not build network") as caught:
         build(api, job(graph, precision="fp16", profiles=(), kept=("/top",), moved=("/above",)), Silent())
     assert type(caught.value) is BackendError  # what a builder's process can tell its parent
+    monkeypatch.setattr(
+        world, "log", lambda severity, text: api.log.receive(severity, "The timing cache will not be used!")
+    )
+    world.unmet = {"/above"}
+    with pytest.raises(
+        BackendError, match="timing cache"
+    ):  # the constraints are not to blame: nothing is given up for it
+        build(api, job(graph, precision="fp16", profiles=(), kept=("/top",), moved=("/above",)), Silent())
 
 
 @pytest.mark.parametrize("release", RELEASES)

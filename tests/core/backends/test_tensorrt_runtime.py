@@ -21,7 +21,7 @@ from matchrt.backends.tensorrt.cuda import _BRIEF, driver
 from matchrt.backends.tensorrt.memory import choose_memory
 from matchrt.backends.tensorrt.options import resolve_options
 from matchrt.backends.tensorrt.runtime import TensorRtEngine
-from matchrt.errors import BackendError, EnvironmentLackError
+from matchrt.errors import BackendError, EnvironmentLackError, UsageError
 from matchrt.progress import Silent
 
 VERSIONS = ["tensorrt-8.6.1", "tensorrt-10.3.0", "tensorrt-10.16.1.11", "tensorrt-11.4.0.106", "tensorrt_rtx-1.7.1.116"]
@@ -349,11 +349,16 @@ def test_shared_memory_grows_and_old_graphs_are_not_replayed_in_it(
 
 
 def test_memory_of_its_own_can_be_asked_for(stand_in: Any, fake_cuda: Any, conv_graph: Path) -> None:
-    bench = Bench(stand_in, fake_cuda, "tensorrt-8.6.1", conv_graph, SHAPES, shared_scratch=False)
+    bench = Bench(stand_in, fake_cuda, "tensorrt-8.6.1", conv_graph, SHAPES, shared_scratch="false", cuda_graphs="off")
     session = bench.engine.session()
     x = image(3)
     np.testing.assert_allclose(session.run({"x": x})["y"], expected(conv_graph, x), atol=1e-6)
     assert session._scratch_pointer == 0
+    session.run({"x": x})
+    session.run({"x": x})
+    assert bench.count("captures") == 0  # options come as text from the command line
+    with pytest.raises(UsageError, match="run option cuda_graphs: 'maybe' is not true or false"):
+        Bench(stand_in, fake_cuda, "tensorrt-8.6.1", conv_graph, SHAPES, cuda_graphs="maybe")
 
 
 def test_an_engine_without_shared_profiles_refuses_a_second_session(

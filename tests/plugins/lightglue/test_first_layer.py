@@ -34,6 +34,8 @@ def test_the_exported_form_is_the_same_function(image: Tensor, inside: Tensor) -
     assert found[1, :, 32:].abs().max() == 0
     assert found[1, :, :, 41:].abs().max() == 0
     assert (found[1, :, :32, :41] > 0).any()
+    with torch.no_grad():
+        assert (PackedFirstConv(first)(image) - first(image)).abs().max() < 1e-6
 
 
 def test_a_whole_extractor_with_the_patch_gives_the_same_and_gets_its_layer_back(image: Tensor) -> None:

@@ -83,13 +83,12 @@ def decide(model: onnx.ModelProto, rules: Sequence[PrecisionRule] = (), *, netwo
     return _record(decisions, 0)
 
 
-def handed_on(model: onnx.ModelProto, rules: Sequence[PrecisionRule] = (), *, network: str = "") -> tuple[str, ...]:
-    """Nodes that only move, choose or compare numbers, and are given float32 by `to_half`: by name, in the order of the graph.
+def handed_on(half: onnx.ModelProto, record: PrecisionRecord) -> tuple[str, ...]:
+    """Nodes that only move, choose or compare numbers, and are given float32 in what `to_half` returned: by name, in the graph's order.
 
     A typed graph says so by itself. Where types are left to the builder (TensorRT 8) they need constraints as much as what computes:
     a best column that is looked for among rounded similarities is another one.
     """
-    half, record = to_half(model, rules, network=network)
     types, kept = TypeTable(half.graph, opset(half)), {k.node for k in record.kept}
     names = []
     for node in half.graph.node:

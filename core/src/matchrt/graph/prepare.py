@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx
 
@@ -16,7 +16,7 @@ from matchrt.graph.int32 import TO_INT32
 from matchrt.graph.layer_norm import DECOMPOSE_LAYER_NORM, FUSE_LAYER_NORM, OPERATOR_SINCE
 from matchrt.graph.opset import TO_OPSET_17
 from matchrt.graph.passes import run_passes
-from matchrt.graph.precision import PrecisionRecord, decide, handed_on, name_nodes, to_half
+from matchrt.graph.precision import PrecisionRecord, handed_on, name_nodes, to_half
 from matchrt.graph.types import refresh_value_info
 from matchrt.graph.versions import version_tuple
 from matchrt.graph.whole_shapes import WHOLE_SHAPES
@@ -71,11 +71,12 @@ def prepare(
     record: PrecisionRecord | None = None
     moved: tuple[str, ...] = ()
     if target.precision == "fp16":
+        half, record = to_half(prepared, rules, network=network, half_io=half_io)
         if constrains_layers(target):
-            record, moved = decide(prepared, rules, network=network), handed_on(prepared, rules, network=network)
+            moved, record = handed_on(half, record), replace(record, casts=0)
             notes.append("TensorRT 8 takes the precision as layer constraints: the graph stays float32")
         else:
-            prepared, record = to_half(prepared, rules, network=network, half_io=half_io)
+            prepared = half
             applied.append("to-half")
         notes.append(
             f"float16: {record.converted} nodes compute in half, {len(record.kept)} keep float32, {record.casts} casts"

@@ -63,9 +63,9 @@ class PackedFirstConv(nn.Module):
         assert first.bias is not None
         self.conv.bias = nn.Parameter(first.bias.detach().clone(), requires_grad=False)
 
-    def forward(self, image: Tensor, inside: Tensor) -> Tensor:
-        """As `FirstConv.forward`; a mask is needed."""
-        return F.relu(self.conv(self.parts(image, inside)))
+    def forward(self, image: Tensor, inside: Tensor | None = None) -> Tensor:
+        """As `FirstConv.forward`."""
+        return F.relu(self.conv(self.parts(image, torch.ones_like(image) if inside is None else inside)))
 
 
 def first_layer() -> Patch:

@@ -96,13 +96,13 @@ class DeviceTensor:
         if not tensors:
             return []
         driver, harbour = tensors[0]._driver, tensors[0]._harbour
-        starts = [0, *accumulate(-(-t.nbytes // _ALIGNED) * _ALIGNED for t in tensors)]
-        with driver.current(), harbour.room(starts[-1]) as landing:
-            for tensor, start in zip(tensors, starts, strict=False):
+        *starts, size = 0, *accumulate(-(-t.nbytes // _ALIGNED) * _ALIGNED for t in tensors)
+        with driver.current(), harbour.room(size) as landing:
+            for tensor, start in zip(tensors, starts, strict=True):
                 driver.to_host(landing.pointer + start, tensor.pointer, tensor.nbytes, tensor.stream)
             for stream in {t.stream for t in tensors}:
                 driver.synchronize(stream)
-            return [landing.host(t.shape, t.dtype, s).copy() for t, s in zip(tensors, starts, strict=False)]
+            return [landing.host(t.shape, t.dtype, s).copy() for t, s in zip(tensors, starts, strict=True)]
 
 
 @dataclass

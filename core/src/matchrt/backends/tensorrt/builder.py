@@ -55,7 +55,8 @@ def _build(api: TrtApi, job: BuildJob, monitor: Monitor) -> BuildOutput:
     try:
         return _built(api, job, monitor)
     except _NoPlanError as refused:
-        if api.typed or not job.moved or job.precision == "fp32" or monitor.cancelled:
+        unread = "timing cache" in refused.message  # then the build is tried again without it, constraints and all
+        if api.typed or not job.moved or job.precision == "fp32" or monitor.cancelled or unread:
             raise BackendError(refused.message) from None
     try:
         output = _built(api, replace(job, moved=()), monitor)

@@ -64,6 +64,24 @@ OPTIONS: Mapping[str, Option] = {
 }
 
 
+RUN_OPTIONS: Mapping[str, Option] = {
+    "device": Option(0, _number(0, 1023), "a number", "index of the GPU"),
+    "memory": Option(None, str, "a name", "provider of memory: torch, cuda-python, pycuda or driver"),
+    "cuda_graphs": Option(True, _boolean, "true or false", "capture work that recurs, and replay it"),
+    "shared_scratch": Option(
+        True, _boolean, "true or false", "networks that run in turn share the memory they work in"
+    ),
+    "layer_times": Option(False, _boolean, "true or false", "time layers, which runs without CUDA graphs"),
+}
+"""Options of an engine that is run, where those of `OPTIONS` build it."""
+
+
+def resolve_run_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """As `resolve_options`, for `RUN_OPTIONS`; what is not one of them, such as another backend's, is left out."""
+    known = {n: v for n, v in chosen.items() if n in RUN_OPTIONS}
+    return _converted(RUN_OPTIONS, known, "run option")
+
+
 def resolve_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """`chosen` converted and completed by defaults. Raises `UsageError` naming the option, its range and the nearest name."""
     for name in chosen:
@@ -71,13 +89,17 @@ def resolve_options(chosen: Mapping[str, Any]) -> dict[str, Any]:
             close = difflib.get_close_matches(name, OPTIONS, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "known: " + ", ".join(OPTIONS)
             raise UsageError(f"TensorRT has no build option {name!r} here", hint=hint)
+    return _converted(OPTIONS, chosen, "build option")
+
+
+def _converted(options: Mapping[str, Option], chosen: Mapping[str, Any], kind: str) -> dict[str, Any]:
     resolved = {}
-    for name, option in OPTIONS.items():
+    for name, option in options.items():
         value = chosen.get(name, option.default)
         try:
             resolved[name] = None if value is None else option.convert(value)
         except (TypeError, ValueError):
-            raise UsageError(f"build option {name}: {value!r} is not {option.kind}", hint=option.help) from None
+            raise UsageError(f"{kind} {name}: {value!r} is not {option.kind}", hint=option.help) from None
     return resolved
 
 

@@ -22,6 +22,7 @@ from matchrt.backends.tensorrt._api import TrtApi
 from matchrt.backends.tensorrt.arrays import DeviceTensor, as_dtype, is_device_array, view
 from matchrt.backends.tensorrt.cuda import Driver, driver
 from matchrt.backends.tensorrt.memory import Block, Harbour, Pool, choose_memory
+from matchrt.backends.tensorrt.options import resolve_run_options
 from matchrt.backends.tensorrt.scratch import Scratch, can_share, give_scratch, new_context, scratch_bytes, scratch_of
 from matchrt.backends.tensorrt.tensors import EngineTensor, Shape, engine_tensors, is_dynamic
 from matchrt.errors import BackendError
@@ -35,23 +36,23 @@ Addresses = tuple[tuple[str, int], ...]
 class TensorRtEngine:
     """A deserialised engine.
 
-    Options: `device` (index), `memory` (provider); true or false: `cuda_graphs`, `shared_scratch` (see `scratch`), `layer_times`.
+    Options: see `options.RUN_OPTIONS`.
     """
 
     def __init__(self, api: TrtApi, network: str, runtime: Any, engine: Any, cuda: Driver, options: Mapping[str, Any]):
         self.network = network
-        self.api, self.cuda, self.options = api, cuda, dict(options)
+        self.api, self.cuda, self.options = api, cuda, resolve_run_options(options)
         self._runtime, self._engine = runtime, engine
         self._lock = threading.Lock()
         self.scratch_bytes = 0
         """What a run needs beside inputs and outputs, if sessions share it (see `scratch`); 0 where each has its own."""
-        if can_share(api) and options.get("shared_scratch", True):
+        if can_share(api) and self.options["shared_scratch"]:
             self.scratch_bytes = scratch_bytes(api, engine)
 
     @classmethod
     def deserialize(cls, api: TrtApi, network: str, payload: bytes, options: Mapping[str, Any]) -> TensorRtEngine:
         """Deserialise bytes of checked origin, where a GPU was found. Raises `BackendError` with TensorRT's reasons."""
-        cuda = driver(int(options.get("device", 0)))
+        cuda = driver(resolve_run_options(options)["device"])
         with cuda.current(), api.log.capture() as messages:
             runtime = api.module.Runtime(api.logger)
             engine = runtime.deserialize_cuda_engine(payload)
@@ -110,16 +111,16 @@ class TensorRtSession:
     def __init__(self, owner: TensorRtEngine, context: Any) -> None:
         self.network = owner.network
         self.notes: list[str] = []
-        self._memory = choose_memory(owner.cuda, owner.options.get("memory"))
+        self._memory = choose_memory(owner.cuda, owner.options["memory"])
         self._tensors = engine_tensors(owner.api, owner.handle)
         self._stages: dict[str, _Stage] = {}
         self._host: dict[str, np.ndarray] = {}
         self._pool, self._harbour = Pool(self._memory), Harbour(self._memory)
         self._shapes: dict[str, Shape] = {}
         self._graphs: OrderedDict[Any, int | None] = OrderedDict()
-        self._use_graphs = bool(owner.options.get("cuda_graphs", True)) and not any(t.on_host for t in self._tensors)
+        self._use_graphs = owner.options["cuda_graphs"] and not any(t.on_host for t in self._tensors)
         self._layers: LayerTimes | None = None
-        if owner.options.get("layer_times"):
+        if owner.options["layer_times"]:
             self._layers = LayerTimes()
             self._profiler = owner.api.profiler(self._layers)  # TensorRT keeps no reference
             context.profiler = self._profiler
