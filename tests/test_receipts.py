@@ -129,3 +129,26 @@ def test_the_tool_checks_from_the_command_line() -> None:
         [sys.executable, ROOT / "tools/write_benchmarks.py", "--check"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_answers_of_the_gpu_evidence_become_receipts_without_paths(tmp_path: Path) -> None:
+    out, to = tmp_path / "out", tmp_path / "receipts"
+    out.mkdir()
+    to.mkdir()
+    for kind in ("eager", "own"):
+        (out / f"bench-mini-{kind}.json").write_text(json.dumps({"schema": 1, "runs": [{"kind": kind}]}))
+    answer = {"passed": True, "bundle": "/here/mini", "engine": {"interpreter": "/here/python"}, "failures": []}
+    (out / "verify-mini-fp16.out").write_text(json.dumps(answer))
+    (out / "verify-mini-fp32.out").write_text("")  # one that failed told nothing
+    built = {"network": "matcher", "key": "k", "spec": {"gpu": "A GPU"}}
+    (out / "build-mini-fp16-matcher.out").write_text(json.dumps({"built": [built]}))
+    (out / "runtime-fp16.json").write_text("{}")
+    tool = Path(__file__).parents[1] / "tools/gather_evidence.py"
+    subprocess.run([sys.executable, str(tool), str(out), "gpu", "--to", str(to)], check=True, capture_output=True)
+    made = {p.name: json.loads(p.read_text()) for p in to.iterdir()}
+    assert set(made) == {"gpu-mini.json", "gpu-verify.json", "gpu-builds.json", "gpu-runtime-fp16.json"}
+    assert [r["kind"] for r in made["gpu-mini.json"]["runs"]] == ["own", "eager"]
+    assert set(made["gpu-verify.json"]["results"]) == {"mini-fp16"}
+    assert made["gpu-verify.json"]["results"]["mini-fp16"]["passed"] is True
+    assert made["gpu-builds.json"]["engines"] == {"mini-fp16": [{"network": "matcher", "key": "k", "gpu": "A GPU"}]}
+    assert "/here" not in "".join(p.read_text() for p in to.iterdir())
