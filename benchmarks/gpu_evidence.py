@@ -302,7 +302,7 @@ def _peers(run: Run, subject: Subject, kind: str) -> list[str]:
     if kind == "own":
         return []
     if kind == "eager":
-        own = ["torch"] if run.args.tiny or subject.name == "roma" else ["torch", "torch-fp16", "torch-half"]
+        own = ["torch"] if run.args.tiny else [] if subject.name == "roma" else ["torch", "torch-fp16", "torch-half"]
         return own + [f"{published}:precision={p}" for p in ("fp32", "fp16") if wanted]
     return [f"{published}:precision=fp16:compile={kind}"] if wanted else ["torch-compile"]
 
