@@ -109,8 +109,6 @@ class _World:
         self.steps = 3
         self.executions = 0
         self.keep: list[Any] = []
-        self.unmet: set[str] = set()
-        """Layers whose constraints no kernel meets."""
         self.disturbed = 0
         """Runs during which somebody else wrote into the memory that they work in."""
 
@@ -167,9 +165,6 @@ class Builder:
         dynamic = [t for t in network._inputs if -1 in t.shape]
         if dynamic and not config._profiles:
             world.log("ERROR", "network has dynamic inputs, but no optimization profile has been defined")
-            return None
-        if any(layer.name in world.unmet and layer._precision for layer in network._layers):
-            world.log("ERROR", "Could not find any implementation for node")
             return None
         monitor = getattr(config, "progress_monitor", None) if hasattr(type(config), "progress_monitor") else None
         for phase in ("Building engine", "Optimizing graph"):
@@ -257,17 +252,13 @@ class ITensor:
 class ILayer:
     _world: _World
 
-    def __init__(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
-        self._name, self._inputs, self._outputs = name, inputs, outputs
+    def __init__(self, name: str, outputs: list[Any]) -> None:
+        self._name, self._outputs = name, outputs
         self._precision = ""
         self._output_types: dict[int, str] = {}
 
     name = property(lambda self: self._name)
     num_outputs = property(lambda self: len(self._outputs))
-    num_inputs = property(lambda self: len(self._inputs))
-
-    def get_input(self, index: int) -> Any:
-        return self._inputs[index]
 
     def get_output(self, index: int) -> Any:
         return self._outputs[index]
@@ -308,19 +299,18 @@ class OnnxParser:
             if node.op_type in REFUSED:
                 self._errors.append(world.module.ParserError(index, node))
                 return False
-        known = (*loaded.graph.value_info, *loaded.graph.input, *loaded.graph.output)
-        types_ = {v.name: v.type.tensor_type.elem_type for v in known}
-        types_ |= {t.name: t.data_type for t in loaded.graph.initializer}
+        types_ = {v.name: v.type.tensor_type.elem_type for v in (*loaded.graph.value_info, *loaded.graph.output)}
         network = self._network
         network._onnx = loaded.SerializeToString()
         network._inputs = [self._tensor(v) for v in loaded.graph.input]
         network._outputs = [self._tensor(v) for v in loaded.graph.output]
         for node in loaded.graph.node:
-            inputs, outputs = (
-                [world.module.ITensor(o, self._dtype(types_.get(o, onnx.TensorProto.FLOAT)), ()) for o in names if o]
-                for names in (node.input, node.output)
-            )
-            network._layers += [world.module.ILayer(name, inputs, outputs) for name in (node.name, f"{node.name}_1")]
+            outputs = [
+                world.module.ITensor(o, self._dtype(types_.get(o, onnx.TensorProto.FLOAT)), ())
+                for o in node.output
+                if o
+            ]
+            network._layers += [world.module.ILayer(node.name, outputs), world.module.ILayer(f"{node.name}_1", outputs)]
         return True
 
     def _tensor(self, value: Any) -> Any:

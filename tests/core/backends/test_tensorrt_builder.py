@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
@@ -92,54 +91,6 @@ def test_half_precision_is_constraints_before_types_exist(stand_in: Any, conv_gr
         assert "FP16" not in flags
         assert set(layers.values()) == {""}
         assert world.networks[0]._typed
-
-
-def choosing(save_graph: Any) -> Path:
-    """Values and indices of the best, and a comparison: layers whose answers are not all float32."""
-    nodes = [
-        helper.make_node("TopK", ["x", "k"], ["best", "where"], name="/top"),
-        helper.make_node("Greater", ["best", "level"], ["above"], name="/above"),
-        helper.make_node("Add", ["where", "one"], ["next"], name="/next"),
-    ]
-    outputs = {"above": (TensorProto.BOOL, [2, 1]), "next": (TensorProto.INT64, [2, 1])}
-    constants = {"k": np.array([1], np.int64), "level": np.array([0.5], np.float32), "one": np.array([1], np.int64)}
-    graph: Path = save_graph(nodes, {"x": (TensorProto.FLOAT, [2, 3])}, outputs, constants, "choosing")
-    return graph
-
-
-def test_what_only_chooses_and_compares_is_held_to_float32_too(stand_in: Any, save_graph: Any) -> None:
-    api, world = adapted(stand_in, "tensorrt-8.6.1")
-    graph = choosing(save_graph)
-    output = build(api, job(graph, precision="fp16", profiles=(), moved=("/top", "/above", "/next")), Silent())
-    layers = dict(json.loads(bytes(output.payload))["layers"])
-    held = {"/top": "FLOAT", "/above": "FLOAT", "/next": ""}
-    assert {n: layers[n] for n in held} == held
-    types = {layer.name: layer._output_types for layer in world.networks[0]._layers}
-    assert (types["/top"], types["/above"]) == ({0: "FLOAT"}, {})  # indices and truth values keep theirs
-
-
-def test_constraints_that_no_kernel_meets_are_given_up_aloud(
-    stand_in: Any, save_graph: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    api, world = adapted(stand_in, "tensorrt-8.6.1")
-    graph = choosing(save_graph)
-    world.unmet = {"/above"}
-    output = build(api, job(graph, precision="fp16", profiles=(), kept=("/top",), moved=("/above",)), Silent())
-    layers = dict(json.loads(bytes(output.payload))["layers"])
-    assert (layers["/top"], layers["/above"]) == ("FLOAT", "")
-    assert any("refused to hold to float32" in note for note in output.notes)
-    world.unmet = {"/top"}
-    with pytest.raises(BackendError, match="could not build network") as caught:
-        build(api, job(graph, precision="fp16", profiles=(), kept=("/top",), moved=("/above",)), Silent())
-    assert type(caught.value) is BackendError  # what a builder's process can tell its parent
-    monkeypatch.setattr(
-        world, "log", lambda severity, text: api.log.receive(severity, "The timing cache will not be used!")
-    )
-    world.unmet = {"/above"}
-    with pytest.raises(
-        BackendError, match="timing cache"
-    ):  # the constraints are not to blame: nothing is given up for it
-        build(api, job(graph, precision="fp16", profiles=(), kept=("/top",), moved=("/above",)), Silent())
 
 
 @pytest.mark.parametrize("release", RELEASES)

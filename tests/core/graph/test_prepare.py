@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import pytest
 from graph_kit import graph, normal, operators, run, same
-from onnx import helper
 
 from matchrt.errors import ExportError, UsageError
 from matchrt.graph.precision import to_half
@@ -68,31 +67,6 @@ def test_tensorrt_8_gets_constraints_instead_of_types() -> None:
     typed = prepare(model(), Target(backend="tensorrt", version="10.3", precision="fp16"), rules=[rule])
     assert typed.precision is not None
     assert [k.node for k in typed.precision.kept] == list(kept)
-
-
-def test_constraints_cover_what_float32_is_handed_to() -> None:
-    """The best of float32 numbers is chosen in float32: in a typed graph by its types, before types by name."""
-    nodes = [
-        helper.make_node("Conv", ["x", "w"], ["f"], name="conv"),
-        helper.make_node("ReduceMax", ["f"], ["high"], name="half_max", axes=[1], keepdims=1),
-        helper.make_node("Exp", ["high"], ["e"], name="exp"),
-        helper.make_node("ReduceMax", ["e"], ["m"], name="max", axes=[2], keepdims=1),
-        helper.make_node("GreaterOrEqual", ["e", "m"], ["y"], name="compare"),
-    ]
-    body = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 8, 8])],
-        [helper.make_tensor_value_info("y", onnx.TensorProto.BOOL, [1, 1, 6, 6])],
-        [onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")],
-    )
-    made = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    prepared = prepare(made, Target(backend="tensorrt", version="8.6.1", precision="fp16"))
-    assert prepared.precision is not None
-    assert [k.node for k in prepared.precision.kept] == ["exp"]
-    assert prepared.moved == ("max", "compare")
-    assert prepare(made, Target(backend="tensorrt", version="10.3", precision="fp16")).moved == ()
-    assert prepare(made, Target(backend="tensorrt", version="8.6.1")).moved == ()
 
 
 def test_a_plugins_passes_run_in_their_stage_and_network() -> None:

@@ -50,9 +50,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildJob:
-    """One network to build. Where the precision is no part of the graph, `kept` names graph nodes that must compute in float32, and
-    `moved` those that move, choose or compare numbers, and must not round them.
-    """
+    """One network to build. `kept` names graph nodes that must stay float32 where the precision is no part of the graph."""
 
     network: str
     graph: Path
@@ -61,7 +59,6 @@ class BuildJob:
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
     targets: tuple[str, ...] = ()
     kept: tuple[str, ...] = ()
-    moved: tuple[str, ...] = ()
     timing_cache: bytes = b""
 
 

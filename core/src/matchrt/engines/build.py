@@ -206,7 +206,7 @@ def planned(
                     precision=request.precision,
                     profiles=profiles_of(contract, ranges),
                     options=tuple(sorted(options.items())),
-                    kept_sha256=_digest([prepared.kept, prepared.moved]) if prepared.kept or prepared.moved else "",
+                    kept_sha256=_digest(prepared.kept) if prepared.kept else "",
                     compute_capability=identity.compute_capability,
                     gpu=identity.gpu,
                     targets=tuple(request.targets),
@@ -265,7 +265,6 @@ def _build(
         options=dict(plan.spec.options),
         targets=plan.spec.targets,
         kept=plan.prepared.kept,
-        moved=plan.prepared.moved,
         timing_cache=timings,
     )
     begin = time.perf_counter()
@@ -287,7 +286,6 @@ def _build(
             "notes": [*plan.prepared.notes, *output.notes],
             "findings": [asdict(f) for f in plan.prepared.findings],
             "kept": list(plan.prepared.kept),
-            "moved": list(plan.prepared.moved),
         },
     }
     if plan.network in request.kept:

@@ -115,12 +115,12 @@ def _work(folder: Path, progress: Progress) -> None:
     profiles = tuple(
         Profile(p["input"], tuple(p["min"]), tuple(p["opt"]), tuple(p["max"])) for p in fields.pop("profiles")
     )
-    named: dict[str, Any] = {name: tuple(fields.pop(name)) for name in ("targets", "kept", "moved")}
+    targets, kept = tuple(fields.pop("targets")), tuple(fields.pop("kept"))
     graph = Path(fields.pop("graph"))
     timing = (folder / "timing").read_bytes()
     answer: dict[str, Any]
     try:
-        job = BuildJob(graph=graph, profiles=profiles, timing_cache=timing, **named, **fields)
+        job = BuildJob(graph=graph, profiles=profiles, timing_cache=timing, targets=targets, kept=kept, **fields)
         output = backend.build(job, progress)
     except MatchrtError as error:
         answer = dict(error_record(error))

@@ -23,9 +23,7 @@ _INLINE_LIMIT = 1_900_000_000
 
 @dataclass(frozen=True)
 class Prepared:
-    """A graph file for one backend. `kept` and `moved` name nodes for layer constraints, those that compute in float32 and those that
-    only hand it on; `findings` are the linter's.
-    """
+    """A graph file for one backend. `kept` names nodes for layer constraints; `findings` are the linter's."""
 
     graph: Path
     sha256: str
@@ -34,7 +32,6 @@ class Prepared:
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     kept: tuple[str, ...]
-    moved: tuple[str, ...] = ()
 
 
 def prepare_network(
@@ -76,7 +73,7 @@ def prepare_network(
     side = _save(made.model, graph)
     digest = file_sha256(graph) if side is None else _join([file_sha256(graph), file_sha256(side)])
     kept = tuple(k.node for k in made.precision.kept) if made.precision else ()
-    return Prepared(graph, digest, made.applied, made.notes, findings, kept, made.moved)
+    return Prepared(graph, digest, made.applied, made.notes, findings, kept)
 
 
 def _save(model: object, graph: Path) -> Path | None:

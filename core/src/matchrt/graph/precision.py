@@ -14,8 +14,7 @@ from matchrt.graph.edit import Names, all_graphs, copy_model, lift_constants, op
 from matchrt.graph.fold import join_constants
 from matchrt.graph.precision_decide import Decision, Kind
 from matchrt.graph.precision_rewrite import Rewriter, take_out_float_casts
-from matchrt.graph.precision_table import MOVE
-from matchrt.graph.types import FLOAT, HALF, TypeTable, type_problems
+from matchrt.graph.types import FLOAT, TypeTable, type_problems
 from matchrt.model import PrecisionRule
 
 
@@ -81,23 +80,6 @@ def decide(model: onnx.ModelProto, rules: Sequence[PrecisionRule] = (), *, netwo
     rewriter = _rewriter(changed, rules, network)
     decisions = [Decision(changed.graph, rewriter.types, rewriter.rules, rewriter.constant)]
     return _record(decisions, 0)
-
-
-def handed_on(half: onnx.ModelProto, record: PrecisionRecord) -> tuple[str, ...]:
-    """Nodes that only move, choose or compare numbers, and are given float32 in what `to_half` returned: by name, in the graph's order.
-
-    A typed graph says so by itself. Where types are left to the builder (TensorRT 8) they need constraints as much as what computes:
-    a best column that is looked for among rounded similarities is another one.
-    """
-    types, kept = TypeTable(half.graph, opset(half)), {k.node for k in record.kept}
-    names = []
-    for node in half.graph.node:
-        if node.op_type not in MOVE or node.op_type == "ConstantOfShape" or node.name in kept:
-            continue
-        given = {types[n] for n in (*node.input, *node.output) if n} & {FLOAT, HALF}
-        if given == {FLOAT}:
-            names.append(node.name)
-    return tuple(names)
 
 
 def name_nodes(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import onnx
 
@@ -16,7 +16,7 @@ from matchrt.graph.int32 import TO_INT32
 from matchrt.graph.layer_norm import DECOMPOSE_LAYER_NORM, FUSE_LAYER_NORM, OPERATOR_SINCE
 from matchrt.graph.opset import TO_OPSET_17
 from matchrt.graph.passes import run_passes
-from matchrt.graph.precision import PrecisionRecord, handed_on, name_nodes, to_half
+from matchrt.graph.precision import PrecisionRecord, decide, name_nodes, to_half
 from matchrt.graph.types import refresh_value_info
 from matchrt.graph.versions import version_tuple
 from matchrt.graph.whole_shapes import WHOLE_SHAPES
@@ -30,14 +30,12 @@ class PreparedGraph:
     """A graph made for one target.
 
     `applied` names the passes in the order they ran; `notes` are sentences for the build report. `precision` is None for fp32.
-    `moved` names the nodes that need layer constraints besides `precision.kept`, where constraints say what types do not.
     """
 
     model: onnx.ModelProto
     applied: tuple[str, ...]
     notes: tuple[str, ...]
     precision: PrecisionRecord | None = None
-    moved: tuple[str, ...] = ()
 
 
 def prepare(
@@ -54,7 +52,7 @@ def prepare(
 
     `freeze` gives dynamic axes fixed sizes by name. `rules` are the matcher's precision rules, `passes` its own passes (those of
     stage PREPARE run before the precision). `half_io` names graph inputs and outputs handed over in float16 under fp16.
-    Under TensorRT 8 and precision fp16 the graph stays float32, and `precision.kept` and `moved` list what layer constraints must keep.
+    Under TensorRT 8 and precision fp16 the graph stays float32 and `precision.kept` lists what layer constraints must keep.
     For precision `mixed`, prepare in fp32 and call `search_mixed`. Raises `ExportError` naming the pass that failed, `UsageError`
     for an unknown axis or precision.
     """
@@ -69,20 +67,18 @@ def prepare(
     prepared = run_passes(name_nodes(prepared), steps, network)
     applied = [*(["freeze"] if freeze else []), *(s.name for s in steps)]
     record: PrecisionRecord | None = None
-    moved: tuple[str, ...] = ()
     if target.precision == "fp16":
-        half, record = to_half(prepared, rules, network=network, half_io=half_io)
         if constrains_layers(target):
-            moved, record = handed_on(half, record), replace(record, casts=0)
+            record = decide(prepared, rules, network=network)
             notes.append("TensorRT 8 takes the precision as layer constraints: the graph stays float32")
         else:
-            prepared = half
+            prepared, record = to_half(prepared, rules, network=network, half_io=half_io)
             applied.append("to-half")
         notes.append(
             f"float16: {record.converted} nodes compute in half, {len(record.kept)} keep float32, {record.casts} casts"
         )
     refresh_value_info(prepared)
-    return PreparedGraph(prepared, tuple(applied), tuple(notes), record, moved)
+    return PreparedGraph(prepared, tuple(applied), tuple(notes), record)
 
 
 def constrains_layers(target: Target) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,29 +45,7 @@ def build(api: TrtApi, job: BuildJob, progress: Progress) -> BuildOutput:
     return result[0]
 
 
-class _NoPlanError(BackendError):
-    """The builder tried and gave no engine."""
-
-
 def _build(api: TrtApi, job: BuildJob, monitor: Monitor) -> BuildOutput:
-    """Also without the constraints on what only moves numbers, if the builder finds nothing that meets them."""
-    try:
-        return _built(api, job, monitor)
-    except _NoPlanError as refused:
-        unread = "timing cache" in refused.message  # then the build is tried again without it, constraints and all
-        if api.typed or not job.moved or job.precision == "fp32" or monitor.cancelled or unread:
-            raise BackendError(refused.message) from None
-    try:
-        output = _built(api, replace(job, moved=()), monitor)
-    except _NoPlanError as refused:
-        raise BackendError(refused.message) from None
-    note = (
-        "refused to hold to float32 what only moves and compares numbers: it may round there (`matchrt verify` tells)"
-    )
-    return replace(output, notes=(*output.notes, f"{api.name} {api.version} {note}"))
-
-
-def _built(api: TrtApi, job: BuildJob, monitor: Monitor) -> BuildOutput:
     with _one_build, api.log.capture() as messages:
         builder = _new_builder(api, messages)
         network = builder.create_network(_creation_flags(api))
@@ -169,12 +146,12 @@ def _precision(api: TrtApi, network: Any, config: Any, job: BuildJob) -> tuple[s
         raise BackendError(f"{api.name} {api.version} can neither build typed graphs nor constrain layers")
     config.set_flag(api.enum("BuilderFlag", "FP16"))
     config.set_flag(api.enum("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS"))
-    constrained = constrain_layers(api, network, (*job.kept, *job.moved))
+    constrained = constrain_layers(api, network, job.kept)
     return (f"{constrained} of {network.num_layers} layers are constrained to float32",)
 
 
 def constrain_layers(api: TrtApi, network: Any, kept: Sequence[str]) -> int:
-    """Hold the layers made from the graph nodes `kept` to float32, also those whose answers are indices or truth values; how many.
+    """Hold the layers made from the graph nodes `kept` to float32; how many layers that are.
 
     The parser names a layer after its node, and further layers of the node NAME_1, NAME_2, ….
     """
@@ -186,14 +163,10 @@ def constrain_layers(api: TrtApi, network: Any, kept: Sequence[str]) -> int:
         if layer.name not in names and not (tail.isdigit() and stem in names):
             continue
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
-        if not outputs or any(o is None or o.is_shape_tensor for o in outputs):
-            continue
-        floats = [i for i, o in enumerate(outputs) if o.dtype == single]
-        read = (layer.get_input(i) for i in range(layer.num_inputs))
-        if not floats and not any(t is not None and t.dtype == single for t in read):
+        if not outputs or any(o is None or o.is_shape_tensor or o.dtype != single for o in outputs):
             continue  # integers, truth values and shapes have no precision to hold
         layer.precision = single
-        for i in floats:
+        for i in range(layer.num_outputs):
             layer.set_output_type(i, single)
         count += 1
     return count
@@ -273,7 +246,7 @@ def _run(
         del listener
     if plan is None:
         reasons = _reasons(messages) or "it gives no reason"
-        raise _NoPlanError(f"{api.name} {api.version} could not build network {job.network!r}: {reasons}")
+        raise BackendError(f"{api.name} {api.version} could not build network {job.network!r}: {reasons}")
     return plan
 
 

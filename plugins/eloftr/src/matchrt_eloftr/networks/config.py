@@ -72,7 +72,7 @@ class GraphSettings:
     border: int = 2
     temperature: float = 0.1
     position_scale: tuple[float, float] = (1.0, 1.0)
-    similarity_elements: int = 1 << 25
+    similarity_elements: int = 1 << 27
     keep_elements: int = 1 << 25
 
     def __post_init__(self) -> None:
