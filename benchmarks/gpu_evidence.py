@@ -302,7 +302,8 @@ def _peers(run: Run, subject: Subject, kind: str) -> list[str]:
     if kind == "own":
         return []
     if kind == "eager":
-        own = ["torch"] if run.args.tiny else [] if subject.name == "roma" else ["torch", "torch-fp16", "torch-half"]
+        few = run.args.published_only or subject.name == "roma"
+        own = ["torch"] if run.args.tiny else [] if few else ["torch", "torch-fp16", "torch-half"]
         return own + [f"{published}:precision={p}" for p in ("fp32", "fp16") if wanted]
     return [f"{published}:precision=fp16:compile={kind}"] if wanted else ["torch-compile"]
 
@@ -327,6 +328,7 @@ def main() -> int:
     parser.add_argument("--kinds", default=",".join(("own", "eager", *COMPILED)))
     parser.add_argument("--precisions", default="fp16,fp32")
     parser.add_argument("--skip-peers", action="store_true")
+    parser.add_argument("--published-only", action="store_true", help="race without our own networks in PyTorch")
     parser.add_argument("--tiny", action="store_true")
     run = Run(parser.parse_args())
     for stage in FIRST:

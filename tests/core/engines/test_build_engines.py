@@ -14,15 +14,16 @@ from typing import Any
 
 import pytest
 
-from matchrt.backends.building import BuildJob
+from matchrt.backends.building import BuildJob, BuildOutput
 from matchrt.bundle import Bundle, read_bundle
 from matchrt.engines import EngineCache
 from matchrt.engines.build import BuildRequest, build_engines, find_built, planned
 from matchrt.engines.isolated import build_isolated
 from matchrt.engines.profiles import Range, axis_ranges, batch_axes, parse_range, parse_shapes, profiles_of
 from matchrt.errors import BackendError, EnvironmentLackError, UsageError
+from matchrt.model import PrecisionRule, Target
 from matchrt.plugins import MatcherHooks, get_plugins
-from matchrt.progress import Silent
+from matchrt.progress import Progress, Silent
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +195,34 @@ def test_another_releases_option_is_a_plugins_too(
     monkeypatch.setattr(hooks, "engine_options", lambda target: {"level": 1, "workspace": 7})
     with planned(bundle, hooks, kit.KitBackend(), BuildRequest(options={"level": 5}), cache, Silent()) as plans:
         assert dict(plans[0].spec.options) == {"level": 5, "workspace": 7}
+
+
+def test_a_network_without_half_is_built_in_float32_outright(
+    bundle: Bundle, cache: EngineCache, kit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen with TensorRT 8.6.0 on a GPU: constraints on all that computes left it free to round constants and choices."""
+    asked: dict[str, BuildJob] = {}
+
+    class Constrained(kit.KitBackend):  # type: ignore[misc, name-defined]
+        def target(self, precision: str) -> Target:
+            return Target(backend="tensorrt", version="8.6.0", precision=precision)
+
+        def build(self, job: BuildJob, progress: Progress) -> BuildOutput:
+            asked[job.network] = job
+            made: BuildOutput = super().build(job, progress)
+            return made
+
+    hooks = MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue"))
+    own = hooks.precision_rules(Target(backend="tensorrt", version="8.6.0", precision="fp16"))
+    everything = PrecisionRule(pattern=".", reason="all of it", networks=("matcher",))
+    monkeypatch.setattr(hooks, "precision_rules", lambda target: [*own, everything])
+    built = build_engines(bundle, hooks, Constrained(), BuildRequest(precision="fp16"), cache)
+    assert {n: (j.precision, bool(j.kept)) for n, j in asked.items()} == {
+        "extractor": ("fp16", True),
+        "matcher": ("fp32", False),
+    }
+    assert [b.plan.spec.precision for b in built] == ["fp16", "fp16"]  # what was asked for
+    assert "TensorRT 8 builds in float32 what has no half: the graph stays float32" in built[1].plan.prepared.notes
 
 
 # ── A process of its own ────────────────────────────────────────────────────────────────────────────────────────────

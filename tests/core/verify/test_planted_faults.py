@@ -6,10 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx
+import pytest
 
 from matchrt.bundle import read_bundle
 from matchrt.graph.emulate import emulate_tf32
+from matchrt.plugins import MatcherHooks, get_plugins
+from matchrt.progress import Silent
 from matchrt.verify import VerifyResult
+from matchrt.verify.emulated import emulated_bundle
 from matchrt.verify.subjects import How
 
 Verified = Callable[..., VerifyResult]
@@ -102,3 +106,19 @@ def test_emulated_half_passes_its_own_bounds_and_not_those_of_float32(mini_bundl
     assert result.bounds.mean_px == 0.1
     assert max(d.relative for d in result.pairs[0].equal) > 1e-4
     assert any(not d.passed for d in result.pairs[0].equal)
+
+
+def test_emulated_half_takes_tf32_where_the_engine_would(
+    mini_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue"))
+    how = How(backend="tensorrt_rtx", precision="fp16", threads=1)
+    cut = []
+    for number, options in enumerate(({}, {"tf32": True})):
+        monkeypatch.setattr(hooks, "engine_options", lambda target, options=options: options)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        made = emulated_bundle(read_bundle(mini_bundle), hooks, how, folder, Silent())
+        names = {t.name for t in onnx.load(str(made.graph("matcher"))).graph.initializer}
+        cut.append("tf32_split" in names)
+    assert cut == [False, True]

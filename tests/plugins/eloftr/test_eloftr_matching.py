@@ -263,7 +263,7 @@ def test_fault_softmax_over_the_inner_window(
     network: EfficientLoFTR, pair: Pair, plain: Any, differ: Any, resettle: Any
 ) -> None:
     wrong = resettle(network)
-    wrong.fine_matching.window = wrong.fine_matching.window[:64]
+    wrong.fine_matching.window_twice = wrong.fine_matching.window_twice[:, :64]
     assert differ(plain(network).match(*pair, 0.0), run(wrong, *pair), 0.0).keypoints1 > 0.4
 
 

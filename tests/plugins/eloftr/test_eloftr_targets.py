@@ -12,12 +12,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
+from matchrt.graph.emulate import emulate_half, emulate_tf32
 from matchrt.graph.linter import lint
 from matchrt.graph.prepare import PreparedGraph, prepare
 from matchrt.graph.types import FLOAT, HALF, TypeTable, type_problems
 from matchrt.model import PrecisionRule, Target
 from matchrt.plugins import MatcherHooks, get_plugins
+from matchrt_eloftr.networks.fine import in_parts
 from matchrt_eloftr.networks.network import OUTPUTS
 
 VARIANTS = ("eloftr", "eloftr:opt", "matchanything-eloftr")
@@ -109,6 +112,41 @@ def test_half_matches_are_the_float32_matches(
     similarity = max(float(expected["scores"].max()), 1.0)
     assert max(abs(expected["scores"][0, left[c]] - found["scores"][0, right[c]]) for c in both) < 0.01 * similarity
     assert max(np.abs(m).max() for m in moved.values()) > 0, "it really computed in half"
+
+
+def test_tf32_loses_nothing_beside_half(half: Any, photographs: Any) -> None:
+    """Half engines of TensorRT get TF32: every product left in float32 must have factors of 11 bits, or two such parts."""
+    rounded = emulate_half(half("eloftr").model)
+    expected, found = (answers(m, feeds_of(photographs)) for m in (rounded, emulate_tf32(rounded)))
+    left, right = cells_above(expected, 0.2), cells_above(found, 0.2)
+    assert len(left) >= 40
+    assert left.keys() == right.keys()
+    for name in ("keypoints0", "keypoints1", "scores"):
+        far = max(float(np.abs(expected[name][0, left[c]] - found[name][0, right[c]]).max()) for c in left)
+        assert far < 2e-4, (name, far)
+
+
+def test_numbers_in_two_parts_are_whole_and_each_of_11_bits() -> None:
+    x = torch.randn(1000, 3) * torch.logspace(-3, 3, 1000)[:, None]
+    leading, rest = in_parts(x, 1).split(3, dim=1)
+    assert torch.equal(leading + rest, x)
+    mantissa, _ = torch.frexp(leading)
+    assert torch.equal(mantissa * 2**11, (mantissa * 2**11).round())
+    assert (rest.abs() <= x.abs() * 2**-11).all()
+
+
+@pytest.mark.parametrize(("version", "held"), [("8.6.0", True), ("10.3.0", False), ("11.4.0", False)])
+def test_tensorrt_8_adds_up_the_backbone_in_float32(graph: Any, version: str, held: bool) -> None:
+    target = Target(backend="tensorrt", version=version, precision="fp16")
+    hooks = MatcherHooks(get_plugins(), get_plugins().matcher("eloftr"))
+    prepared = prepare(graph("eloftr"), target, network="network", rules=hooks.precision_rules(target))
+    assert prepared.precision is not None
+    kept = {k.node for k in prepared.precision.kept}
+    layers = [n.name for n in prepared.model.graph.node if n.op_type == "Conv" and n.name.startswith("backbone")]
+    assert len(layers) == 21
+    assert {n in kept for n in layers} == {held}
+    assert hooks.engine_options(target) == {"tf32": True}
+    assert hooks.engine_options(Target(backend="tensorrt", version=version)) == {}
 
 
 @pytest.mark.rtx

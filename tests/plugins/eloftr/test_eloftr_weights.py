@@ -11,7 +11,9 @@ import torch
 from matchrt.errors import WeightsError
 from matchrt.weights.account import account
 from matchrt.weights.apply import PRIMARY, remap
+from matchrt.weights.pictures import dead_leaves
 from matchrt_eloftr.networks import EfficientLoFTR, GraphSettings
+from matchrt_eloftr.random_weights import fill
 from matchrt_eloftr.weights import is_deploy, recognise_stranger, refuse_strangers, rules
 
 KEYS = json.loads((Path(__file__).parent / "data" / "keys.json").read_text("utf-8"))
@@ -84,3 +86,19 @@ def test_the_original_loftr_is_named(prefix: str) -> None:
 def test_our_own_files_are_no_strangers(naming: str) -> None:
     assert recognise_stranger(tensors(naming, "matcher.")) is None
     refuse_strangers(tensors(naming))
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_random_weights_leave_out_what_all_cells_have_in_common(deploy: bool) -> None:
+    torch.manual_seed(0)
+    network = EfficientLoFTR(SETTINGS, deploy=deploy).eval()
+    fill(network)
+    torch.manual_seed(5)
+    pictures = [dead_leaves()[..., :128, :160] for _ in range(2)]
+    with torch.no_grad():
+        coarse0, coarse1, _, _ = network.features(*pictures)
+        free = EfficientLoFTR(GraphSettings((128, 160), (128, 160)), deploy=deploy).eval()
+        free.load_state_dict(network.state_dict())
+        features = torch.cat(free.transform(coarse0, coarse1))
+    common = features.mean((0, 2, 3), keepdim=True)
+    assert (features - common).square().sum(1).mean() > 1.5 * common.square().sum()  # 0.7 without

@@ -260,7 +260,7 @@ def _build(
     job = BuildJob(
         network=plan.network,
         graph=plan.prepared.graph,
-        precision=plan.spec.precision,
+        precision=plan.spec.precision if plan.prepared.half else "fp32",
         profiles=plan.spec.profiles,
         options=dict(plan.spec.options),
         targets=plan.spec.targets,

@@ -23,7 +23,10 @@ _INLINE_LIMIT = 1_900_000_000
 
 @dataclass(frozen=True)
 class Prepared:
-    """A graph file for one backend. `kept` names nodes for layer constraints; `findings` are the linter's."""
+    """A graph file for one backend. `kept` names nodes for layer constraints; `findings` are the linter's.
+
+    `half`: whether anything computes in float16; if not, the engine is built in float32, and nothing needs to be kept.
+    """
 
     graph: Path
     sha256: str
@@ -32,6 +35,7 @@ class Prepared:
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     kept: tuple[str, ...]
+    half: bool = False
 
 
 def prepare_network(
@@ -72,8 +76,8 @@ def prepare_network(
     graph = folder / f"{network}.onnx"
     side = _save(made.model, graph)
     digest = file_sha256(graph) if side is None else _join([file_sha256(graph), file_sha256(side)])
-    kept = tuple(k.node for k in made.precision.kept) if made.precision else ()
-    return Prepared(graph, digest, made.applied, made.notes, findings, kept)
+    kept = tuple(k.node for k in made.precision.kept) if made.precision and made.half else ()
+    return Prepared(graph, digest, made.applied, made.notes, findings, kept, made.half)
 
 
 def _save(model: object, graph: Path) -> Path | None:

@@ -37,6 +37,13 @@ class PreparedGraph:
     notes: tuple[str, ...]
     precision: PrecisionRecord | None = None
 
+    @property
+    def half(self) -> bool:
+        """Whether anything computes in float16. If not, an engine is built in float32 outright: constraints on what computes would leave
+        a builder free to round what is only moved, chosen or constant.
+        """
+        return self.precision is not None and self.precision.converted > 0
+
 
 def prepare(
     model: onnx.ModelProto,
@@ -70,7 +77,10 @@ def prepare(
     if target.precision == "fp16":
         if constrains_layers(target):
             record = decide(prepared, rules, network=network)
-            notes.append("TensorRT 8 takes the precision as layer constraints: the graph stays float32")
+            way = (
+                "takes the precision as layer constraints" if record.converted else "builds in float32 what has no half"
+            )
+            notes.append(f"TensorRT 8 {way}: the graph stays float32")
         else:
             prepared, record = to_half(prepared, rules, network=network, half_io=half_io)
             applied.append("to-half")

@@ -13,7 +13,7 @@ import onnx
 from matchrt.bundle import Bundle
 from matchrt.engines.prepared import prepare_network
 from matchrt.errors import UsageError
-from matchrt.graph.emulate import emulate_half
+from matchrt.graph.emulate import emulate_half, emulate_tf32
 from matchrt.model import Target
 from matchrt.plugins import MatcherHooks
 from matchrt.progress import Progress, stage
@@ -31,15 +31,18 @@ def opened_emulated(bundle: Bundle, hooks: MatcherHooks, how: How, progress: Pro
 
 
 def emulated_bundle(bundle: Bundle, hooks: MatcherHooks, how: How, folder: Path, progress: Progress) -> Bundle:
-    """The bundle with each graph prepared in float16 and emulated. Raises `UsageError` for another precision."""
+    """The bundle with each graph prepared in float16 and emulated, products left in float32 with TF32's operands where the matcher
+    allows it. Raises `UsageError` for another precision.
+    """
     if how.precision != "fp16":
         raise UsageError(f"only fp16 can be emulated, not {how.precision}", hint="add --precision fp16")
     target = emulation_target(hooks, how.backend)
-    models = {}
+    models, rounded = {}, bool(hooks.engine_options(target).get("tf32"))
     with stage(progress, "emulate float16", len(bundle.manifest.networks)):
         for network in bundle.manifest.networks:
             prepared = prepare_network(bundle, hooks, network.name, target, {}, folder)
-            models[network.name] = emulate_half(onnx.load(str(prepared.graph)))
+            model = emulate_half(onnx.load(str(prepared.graph)))
+            models[network.name] = emulate_tf32(model) if rounded else model
             progress.advance(1, network.name)
     return derive_bundle(bundle, folder / "bundle", models)
 

@@ -91,11 +91,19 @@ def example_inputs(settings: Settings) -> Mapping[str, ExampleInputs]:
 
 
 @hookimpl
-def precision_rules() -> Sequence[PrecisionRule]:
-    """Coarse and fine matching stay in float32."""
-    from matchrt_eloftr.precision import RULES
+def precision_rules(target: Target) -> Sequence[PrecisionRule]:
+    """Coarse and fine matching stay in float32, and for TensorRT 8 the backbone."""
+    from matchrt_eloftr.precision import rules
 
-    return RULES
+    return rules(target)
+
+
+@hookimpl
+def engine_options(target: Target) -> Mapping[str, bool]:
+    """TensorFloat-32 for the products that half engines keep in float32."""
+    from matchrt_eloftr.precision import engine_options as options
+
+    return options(target)
 
 
 @hookimpl

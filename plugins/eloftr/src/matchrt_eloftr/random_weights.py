@@ -1,7 +1,7 @@
 """Random weights on which the network behaves as with trained ones: features that tell cells apart, few ties.
 
 PyTorch's own initial values give nearly constant features, so that cells and fine pixels are chosen by rounding errors, and PyTorch in
-float32 differs from itself in float64.
+float32 differs from itself in float64. What all cells have in common is taken out: it decides no match, but its rounding would.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from matchrt.weights.pictures import dead_leaves
 from matchrt_eloftr.networks import EfficientLoFTR
+from matchrt_eloftr.networks.config import COARSE_STRIDE
 from matchrt_eloftr.networks.network import fuse_backbone
 
 
@@ -24,7 +25,8 @@ def fill(network: EfficientLoFTR) -> None:
         ):  # its own initial values are not wanted, and the same seed shall give the same weights
             training = EfficientLoFTR(network.settings, network.architecture)
     randomise(training)
-    calibrate(training.double(), *(dead_leaves().double() for _ in range(2)))
+    pictures = dead_leaves().double(), dead_leaves().double()
+    centre(calibrate(training.double(), *pictures), *pictures)
     training.float()
     if training is not network:
         network.load_state_dict(fuse_backbone(training).state_dict())
@@ -53,7 +55,21 @@ def calibrate(network: EfficientLoFTR, image0: Tensor, image1: Tensor) -> Effici
         norm.momentum = None  # one pass: its statistics, not a moving average
     network.train()
     coarse0, coarse1, middle, fine = network.features(image0, image1)
-    valid = torch.tensor([image0.shape[-2:]], dtype=torch.int32) if network.settings.valid == "input" else None
-    coarse0, coarse1 = network.transform(coarse0, coarse1, valid, valid)
-    network.pyramid(coarse0, coarse1, middle, fine)
+    network.pyramid(*_transformed(network, coarse0, coarse1), middle, fine)
     return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def centre(network: EfficientLoFTR, image0: Tensor, image1: Tensor) -> None:
+    """Take the mean of the pair's coarse features off, in the bias of the last update; in place."""
+    coarse0, coarse1, _, _ = network.features(image0, image1)
+    mean = torch.cat(_transformed(network, coarse0, coarse1)).mean((0, 2, 3))
+    last = [m for m in network.loftr_coarse.modules() if isinstance(m, nn.LayerNorm)][-1]
+    last.bias.sub_(mean)
+
+
+def _transformed(network: EfficientLoFTR, coarse0: Tensor, coarse1: Tensor) -> tuple[Tensor, Tensor]:
+    """Coarse features after attention; both images are shown whole."""
+    size = [side * COARSE_STRIDE for side in coarse0.shape[-2:]]
+    valid = torch.tensor([size], dtype=torch.int32) if network.settings.valid == "input" else None
+    return network.transform(coarse0, coarse1, valid, valid)

@@ -124,10 +124,10 @@ class PackedCrossBlock(nn.Module):
         own, other = self.qkv(points0.x), self.qkv(points1.x)
         return self._attend(points0.x, own, other, points1.bias), self._attend(points1.x, other, own, points0.bias)
 
-    def forward_stacked(self, points: Points, partner: Tensor) -> Tensor:
-        """Updated features (2B, N, dim) for images 0 stacked on images 1; `partner` (2B,) as in `State`."""
+    def forward_stacked(self, points: Points, partner: Tensor, partner_bias: Tensor) -> Tensor:
+        """Updated features (2B, N, dim) for images 0 stacked on images 1; `partner` and `partner_bias` as in `State`."""
         own = self.qkv(points.x)
-        return self._attend(points.x, own, own.index_select(0, partner), points.bias.index_select(0, partner))
+        return self._attend(points.x, own, own.index_select(0, partner), partner_bias)
 
     def _attend(self, x: Tensor, own: Tensor, other: Tensor, bias: Tensor) -> Tensor:
         """Update `x` from the projection of the other image, (B, M, 2·dim)."""

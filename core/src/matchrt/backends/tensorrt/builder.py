@@ -139,7 +139,7 @@ def _node_at(graph: Path, index: int) -> tuple[str, str]:
 
 
 def _precision(api: TrtApi, network: Any, config: Any, job: BuildJob) -> tuple[str, ...]:
-    """Layer constraints for half precision where types are not part of the graph (TensorRT 8): unproven on a GPU."""
+    """Layer constraints for half precision where types are not part of the graph (TensorRT 8)."""
     if job.precision == "fp32" or api.typed:
         return ()
     if not (api.has("half-flag") and api.has("obey-precision") and api.has("layer-precision")):

@@ -88,7 +88,9 @@ class CoarseMatcher(nn.Module):
         value, column = side0.best(columns)
         _, row = side1.best(rows)
         value, column, row = value[..., 0], column[..., 0], row[..., 0]
-        row = torch.where(side1.own.inside, row, torch.full_like(row, -1))  # a cell in the border competes, but is nobody's match
+        row = torch.where(
+            side1.own.inside, row, torch.full_like(row, -1)
+        )  # a cell in the border competes, but is nobody's match
         mutual = row.gather(1, column) == self.number[: column.shape[1]]
         similar = self.settings.score == "similarity"
         score = value.clamp(min=0.0) if similar else (2.0 * value - rows[..., 0]).exp()
@@ -168,7 +170,7 @@ def _split(x: Tensor, rows: int | None) -> tuple[Tensor, ...]:
 
 
 def _log_sum(x: Tensor) -> Tensor:
-    """Log-sum-exp along the last axis, which cannot overflow; spelled out because TensorRT's ReduceLogSumExp does not shift by the maximum."""
+    """Log-sum-exp along the last axis that cannot overflow; spelled out, as TensorRT's ReduceLogSumExp does not shift by the maximum."""
     highest = x.amax(-1, keepdim=True)
     return highest + (x - highest).exp().sum(-1, keepdim=True).log()
 

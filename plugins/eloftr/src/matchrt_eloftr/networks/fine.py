@@ -7,6 +7,9 @@ last; softmax at temperature 10; the expected offset moves keypoint 1 only. Both
 
 Windows are six half-resolution pixels a side, and bilinear interpolation (linear, so it commutes with the products) is a constant
 matrix. A cell in the border, whose window would leave the map, is never a match; its window is moved inside.
+
+Every product has factors that TensorFloat-32 holds, so that it loses nothing here: features come from half layers, interpolation has
+sixteenths, and what was computed in between is handed on as a sum of two such numbers (`in_parts`). Small products are sums of products.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from matchrt_eloftr.networks.indexing import take
 WINDOW = 8
 TAPS = 6
 REGRESSION_TEMPERATURE = 10.0
+SPLIT = 2.0**13 + 1
 
 
 def interpolation_matrix() -> Tensor:
@@ -39,6 +43,16 @@ def first_taps(cells: Tensor) -> Tensor:
     return torch.cat((first[:-1], first[-1:] - 1))
 
 
+def in_parts(x: Tensor, dim: int) -> Tensor:
+    """`x`, float32, as leading 11 bits and the rest, one after the other along `dim`; their sum is `x` (Veltkamp's splitting).
+
+    Its product with a matrix repeated twice is the product with `x`, up to 2^-22 where factors are cut to 11 bits.
+    """
+    scaled = x * SPLIT
+    leading = scaled - (scaled - x)
+    return torch.cat((leading, x - leading), dim)
+
+
 def neighbour_pixels() -> Tensor:
     """(64, 9) int64: the 3x3 pixels, in the flattened 10x10 window, of each inner pixel as upstream indexes them."""
     around = torch.tensor([-1, 0, 1])
@@ -55,7 +69,8 @@ class FineMatcher(nn.Module):
     along_x: Tensor
     along_y: Tensor
     inner: Tensor
-    window: Tensor
+    inner_twice: Tensor
+    window_twice: Tensor
     neighbours: Tensor
     pixels: Tensor
     offsets: Tensor
@@ -83,7 +98,8 @@ class FineMatcher(nn.Module):
         inner = [10 * row + column for row in range(1, 9) for column in range(1, 9)]
         ring = [pixel for pixel in range(100) if pixel not in inner]
         self.register_buffer("inner", window[inner], persistent=False)
-        self.register_buffer("window", window[inner + ring], persistent=False)
+        self.register_buffer("inner_twice", window[inner].repeat(1, 2), persistent=False)
+        self.register_buffer("window_twice", window[inner + ring].T.repeat(2, 1), persistent=False)
         self.register_buffer("neighbours", window[neighbour_pixels()], persistent=False)
         row, column = torch.arange(64) // WINDOW, torch.arange(64) % WINDOW
         self.register_buffer("pixels", torch.stack((column, row), -1).float() - 3.5, persistent=False)
@@ -100,8 +116,8 @@ class FineMatcher(nn.Module):
         pixel0, pixel1 = self._best_pixels(window0[..., : -self.regress], window1[..., : -self.regress])
         point = take(self.inner, pixel0)[:, None] @ window0[..., -self.regress :]
         around = take(self.neighbours, pixel1) @ window1[..., -self.regress :]
-        heat = ((point * self.regress_scale) @ around.transpose(1, 2)).softmax(-1)
-        move = (heat @ self.offsets).reshape(batch, slots, 2)
+        heat = ((point * self.regress_scale) * around).sum(-1, keepdim=True).softmax(1)
+        move = (heat * self.offsets).sum(1).reshape(batch, slots, 2)
         keypoints0 = take(corner0, cell0) + take(self.pixels, pixel0).reshape(batch, slots, 2)
         keypoints1 = take(corner1, cell1) + take(self.pixels, pixel1).reshape(batch, slots, 2)
         return keypoints0, keypoints1 + move
@@ -122,7 +138,8 @@ class FineMatcher(nn.Module):
     def _best_pixels(self, window0: Tensor, window1: Tensor) -> tuple[Tensor, Tensor]:
         """Windows (M, 36, C) to the best inner pixel (M,) of each image."""
         similarity = (window0 * self.scale) @ window1.transpose(1, 2)
-        similarity = self.inner @ (similarity @ self.window.T)
+        similarity = in_parts(similarity, 2) @ self.window_twice
+        similarity = self.inner_twice @ in_parts(similarity, 1)
         score = (similarity.softmax(1) * similarity.softmax(2))[..., : WINDOW * WINDOW]
         best, column = score.amax(-1), score.argmax(-1)
         pixel0 = best.argmax(-1)

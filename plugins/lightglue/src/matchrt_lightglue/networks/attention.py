@@ -85,11 +85,11 @@ class CrossBlock(nn.Module):
         message1 = self.to_out(attention(q1, k0, v0, points0.bias))
         return update(self.ffn, points0.x, message0), update(self.ffn, points1.x, message1)
 
-    def forward_stacked(self, points: Points, partner: Tensor) -> Tensor:
-        """Updated features (2B, N, dim) for images 0 stacked on images 1; `partner` (2B,) as in `State`."""
+    def forward_stacked(self, points: Points, partner: Tensor, partner_bias: Tensor) -> Tensor:
+        """Updated features (2B, N, dim) for images 0 stacked on images 1; `partner` and `partner_bias` as in `State`."""
         q, k, v = self.project(points.x)
-        k, v, bias = (t.index_select(0, partner) for t in (k, v, points.bias))
-        return update(self.ffn, points.x, self.to_out(attention(q, k, v, bias)))
+        k, v = k.index_select(0, partner), v.index_select(0, partner)
+        return update(self.ffn, points.x, self.to_out(attention(q, k, v, partner_bias)))
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -165,16 +165,19 @@ class State(NamedTuple):
     """One group of 2B (images 0, then images 1) or two groups of B."""
     partner: Tensor
     """(2B,) int64: where each stacked image's partner is; empty for two groups."""
+    partner_bias: Tensor
+    """The partners' `bias`, joined once: gathered in every layer it made TensorRT's softmax six times as slow. Empty for two groups."""
 
     @staticmethod
     def join(points0: Points, points1: Points, *, stacked: bool) -> State:
         """The state of both images' tokens."""
         if not stacked:
-            return State((points0, points1), torch.empty(0, dtype=torch.int64, device=points0.x.device))
+            nobody = torch.empty(0, dtype=torch.int64, device=points0.x.device)
+            return State((points0, points1), nobody, points0.x.new_empty(0))
         batch = points0.x.shape[0]
         first = torch.arange(batch, device=points0.x.device)
         points = Points(*(torch.cat(pair) for pair in zip(points0, points1, strict=True)))
-        return State((points,), torch.cat((first + batch, first)))
+        return State((points,), torch.cat((first + batch, first)), torch.cat((points1.bias, points0.bias)))
 
     def split(self) -> tuple[Tensor, Tensor]:
         """Features of image 0 and of image 1."""
@@ -196,7 +199,7 @@ class TransformerLayer(nn.Module):
         """One layer on the tokens of both images."""
         groups = tuple(p._replace(x=self.self_attn(p)) for p in state.groups)
         if len(groups) == 1:
-            x = self.cross_attn.forward_stacked(groups[0], state.partner)
+            x = self.cross_attn.forward_stacked(groups[0], state.partner, state.partner_bias)
             return state._replace(groups=(groups[0]._replace(x=x),))
         x0, x1 = self.cross_attn(groups[0], groups[1])
         return state._replace(groups=(groups[0]._replace(x=x0), groups[1]._replace(x=x1)))
