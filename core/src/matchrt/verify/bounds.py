@@ -14,6 +14,8 @@ EXACT_MEAN_PX = 0.01
 HALF_MEAN_PX, HALF_WITHIN, HALF_COUNT, HALF_SAME = 0.1, 0.995, 0.01, 0.95
 HALF_RELATIVE = 0.05
 """Largest relative error of a tensor where random weights leave nothing else to judge."""
+ROUNDING_FACTOR = 2.0
+"""Or so many times what rounding to half does to it by itself, if that is more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,8 +57,8 @@ def bounds_for(parity: Parity, precision: str, tolerance_px: float | None, rando
     )
 
 
-def tensor_failure(d: TensorDifference, bounds: Bounds) -> str | None:
-    """One line if the tensor is beyond its bound."""
+def tensor_failure(d: TensorDifference, bounds: Bounds, rounding: float = 0.0) -> str | None:
+    """One line if the tensor is beyond its bound; `rounding` is the relative error that rounding to half makes by itself, if known."""
     if bounds.exact:
         return (
             None
@@ -66,9 +68,11 @@ def tensor_failure(d: TensorDifference, bounds: Bounds) -> str | None:
                 f"(largest difference {d.max_abs:.3g})"
             )
         )
-    if d.integral or d.relative <= bounds.relative:
+    allowed = max(bounds.relative, ROUNDING_FACTOR * rounding)
+    if d.integral or d.relative <= allowed:
         return None
-    return f"{d.network}.{d.tensor}: relative error {d.relative:.3g}, allowed {bounds.relative:g}"
+    alone = f" (rounding to half does {rounding:.3g} by itself)" if rounding else ""
+    return f"{d.network}.{d.tensor}: relative error {d.relative:.3g}, allowed {allowed:.3g}{alone}"
 
 
 def match_failures(m: MatchFigures, bounds: Bounds) -> list[str]:

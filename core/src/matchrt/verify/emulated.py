@@ -48,11 +48,11 @@ def emulated_bundle(bundle: Bundle, hooks: MatcherHooks, how: How, folder: Path,
 
 
 def emulation_target(hooks: MatcherHooks, backend: str) -> Target:
-    """What graphs are prepared for: the backend's own passes, precision typed in the graph."""
+    """What graphs are prepared for: the backend's own passes, precision typed in the graph. TensorRT itself need not be here."""
+    if backend == "tensorrt":  # version 8 would take constraints on layers: the same meaning, but not in the graph
+        return Target(backend=backend, version="10.0", precision="fp16")
     made: Any = hooks.plugins.backends[backend].create() if backend in hooks.plugins.backends else None
     if made is None or not hasattr(made, "target"):
         raise UsageError(f"backend {backend!r} prepares no graphs, so there is nothing to emulate")
     target: Target = made.target("fp16")
-    if backend == "tensorrt":  # version 8 would take constraints on layers: the same meaning, but not in the graph
-        return Target(backend=backend, version="10.0", precision="fp16", opset=target.opset)
     return target

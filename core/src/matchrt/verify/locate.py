@@ -90,7 +90,8 @@ def _worst(results: Sequence[PairResult], bounds: Bounds) -> tuple[str, int]:
     from matchrt.verify.bounds import tensor_failure
 
     every = [(d, i) for i, r in enumerate(results) for d in r.equal]
-    failing = [(d, i) for d, i in every if tensor_failure(d, bounds) is not None]
+    judged = ((d, i, rounding) for i, r in enumerate(results) for d, rounding in r.judged())
+    failing = [(d, i) for d, i, rounding in judged if tensor_failure(d, bounds, rounding) is not None]
     if failing:
         order = list(dict.fromkeys(d.network for d, _ in every))
         first = min((d.network for d, _ in failing), key=order.index)

@@ -178,16 +178,19 @@ def _histograms(result: VerifyResult) -> str:
 def _tensors(result: VerifyResult) -> str:
     rows = []
     worst: dict[str, tuple[TensorDifference, str]] = {}
+    failing: set[str] = set()
     own: dict[str, float] = {}
     for pair in result.pairs:
-        for d in pair.equal:
+        for d, rounding in pair.judged():
             key = f"{d.network}.{d.tensor}"
+            if tensor_failure(d, result.bounds, rounding) is not None:
+                failing.add(key)
             if key not in worst or d.relative > worst[key][0].relative:
                 worst[key] = (d, pair.pair.name)
         for d in pair.own:
             own[f"{d.network}.{d.tensor}"] = max(own.get(f"{d.network}.{d.tensor}", 0.0), d.relative)
     for key, (d, name) in worst.items():
-        failed = tensor_failure(d, result.bounds) is not None
+        failed = key in failing
         judged = verdict(not failed, "failed" if failed else "passed") if result.bounds.tensors else "not judged"
         rows.append(
             [

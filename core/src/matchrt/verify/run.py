@@ -20,9 +20,10 @@ from matchrt.plugins import MatcherHooks, Plugins
 from matchrt.progress import Progress, Silent, stage
 from matchrt.runtime.matcher import settings_of
 from matchrt.samples import SamplePair
-from matchrt.verify.bounds import Bounds, bounds_for, match_failures, tensor_failure
+from matchrt.verify.bounds import ROUNDING_FACTOR, Bounds, bounds_for, match_failures, tensor_failure
 from matchrt.verify.figures import MatchFigures, finite, match_figures, total_figures
 from matchrt.verify.location import Location
+from matchrt.verify.rounding import with_rounding
 from matchrt.verify.subjects import How, Subject, Tensors, opened
 
 
@@ -47,7 +48,10 @@ class VerifyRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class PairResult:
-    """One pair: `equal` are the differences of each step's tensors on equal inputs, `own` those of each side's own way."""
+    """One pair: `equal` are the differences of each step's tensors on equal inputs, `own` those of each side's own way.
+
+    `rounding`: the relative errors of `equal` that rounding to half makes by itself, where known (see `matchrt.verify.rounding`).
+    """
 
     pair: SamplePair
     figures: MatchFigures
@@ -55,14 +59,19 @@ class PairResult:
     own: tuple[TensorDifference, ...]
     reference: Matches
     other: Matches
+    rounding: tuple[float, ...] = ()
+
+    def judged(self) -> list[tuple[TensorDifference, float]]:
+        """`equal`, each with what rounding does by itself, 0 where that is not known."""
+        return list(zip(self.equal, self.rounding or (0.0,) * len(self.equal), strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able values."""
         tensors = {"equal_inputs": self.equal, "own_way": self.own}
-        return {
-            **self.figures.to_dict(),
-            "tensors": {n: finite([d.to_dict() for d in ds]) for n, ds in tensors.items()},
-        }
+        found = {n: finite([d.to_dict() for d in ds]) for n, ds in tensors.items()}
+        for difference, rounding in zip(found["equal_inputs"], self.rounding, strict=False):
+            difference["rounding"] = rounding
+        return {**self.figures.to_dict(), "tensors": found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +132,8 @@ def run_verify(request: VerifyRequest, plugins: Plugins, progress: Progress | No
         opened_engine(request, bundle, hooks, progress) as engine,
         opened(against, request.reference, plugins, progress) as reference,
     ):
-        compared = _Compared(hooks, bundle, settings, parity, bounds, reference, engine, progress)
-        results = compared.all(pairs)
+        compared = Compared(hooks, bundle, settings, parity, bounds, reference, engine, progress)
+        results = with_rounding(compared, compared.all(pairs), request)
         described = reference.describe(), engine.describe()
     total = total_figures([r.figures for r in results], bounds.radius)
     failures = _failures(results, total, bounds)
@@ -160,7 +169,7 @@ def opened_engine(request: VerifyRequest, bundle: Bundle, hooks: MatcherHooks, p
 
 
 @dataclass
-class _Compared:
+class Compared:
     """Both sides, and how they are judged."""
 
     hooks: MatcherHooks
@@ -238,8 +247,8 @@ def _failures(results: Sequence[PairResult], total: MatchFigures, bounds: Bounds
     if bounds.tensors:
         worst: dict[str, str] = {}
         for result in results:
-            for d in result.equal:
-                if (line := tensor_failure(d, bounds)) is not None:
+            for d, rounding in result.judged():
+                if (line := tensor_failure(d, bounds, rounding)) is not None:
                     worst.setdefault(f"{d.network}.{d.tensor}", f"pair {result.pair.name}: {line}")
         lines += worst.values()
     return tuple(lines)
@@ -251,6 +260,10 @@ def _notes(bundle: Bundle, results: Sequence[PairResult], request: VerifyRequest
         notes.append("RANDOM WEIGHTS: the matches mean nothing; this is judged by the tensors on equal inputs alone")
     elif not any(r.figures.reference or r.figures.other for r in results):
         notes.append("no pair has a match on either side: only the tensors were compared")
+    if any(r.rounding for r in results):
+        notes.append(
+            f"beyond the fixed bound: held to {ROUNDING_FACTOR:g} times what rounding to half does here by itself, emulated on this CPU"
+        )
     if request.emulate:
         notes.append("float16 was emulated on this CPU: every half tensor rounded, products accumulated in float32")
     seen = dict.fromkeys(n for r in results for m in (r.reference, r.other) for n in m.notes)
