@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,30 @@ def test_a_build_reports_what_it_made(built: list[dict[str, Any]]) -> None:
     assert (spec["backend"], spec["precision"], spec["targets"]) == ("tensorrt_rtx", "fp32", ["sm89"])
     assert spec["options"]["tf32"] is False
     assert spec["profiles"][0] == {"input": "image", **{n: [1, 1, 96, 128] for n in ("min", "opt", "max")}}
+
+
+def test_what_a_target_is_known_to_get_wrong_is_said_when_it_is_built(capsys: pytest.CaptureFixture[str]) -> None:
+    from matchrt.cli.build import _show_built
+
+    findings = [
+        {
+            "severity": s,
+            "node": "attention over 1601 keys",
+            "operator": "",
+            "limit": f"wrong, a {s}",
+            "remedy": "verify it",
+        }
+        for s in ("warning", "note")
+    ]
+    record = {"prepared": {"notes": ["a note"], "findings": findings}, "built": {"messages": []}}
+    spec = SimpleNamespace(backend="tensorrt", backend_version="8.6.0", precision="fp32")
+    entry = SimpleNamespace(key="0" * 64, size=1, record=record)
+    made = SimpleNamespace(plan=SimpleNamespace(network="vit", spec=spec), entry=entry, hit=True, seconds=0.0)
+    bundle = SimpleNamespace(manifest=SimpleNamespace(random_weights=False))
+    _show_built(bundle, [made], False)  # type: ignore[arg-type, list-item]
+    told = " ".join(capsys.readouterr().err.split())
+    assert "vit: attention over 1601 keys: wrong, a warning; verify it" in told
+    assert "wrong, a note" not in told
 
 
 @pytest.mark.rtx

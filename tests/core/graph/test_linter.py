@@ -173,6 +173,21 @@ def test_silent_changes_are_warnings() -> None:
     assert lint(ends, Target(backend="tensorrt", version="10.3")) == []
 
 
+@pytest.mark.parametrize(
+    ("keys", "version", "warned"), [(1601, "8.6.0", True), (1600, "8.6.0", False), (1601, "10.3", False)]
+)
+def test_attention_that_tensorrt_8_gets_wrong_is_told(keys: int, version: str, warned: bool) -> None:
+    model = graph(
+        f"(float[1,2,{keys},8] q, float[1,2,8,{keys}] k, float[1,2,{keys},8] v) => (float[1,2,{keys},8] y)"
+        " { s = MatMul(q, k) w = Softmax<axis=-1>(s) y = MatMul(w, v) }",
+        17,
+    )
+    found = [f for f in lint(model, Target(backend="tensorrt", version=version)) if "wrongly" in f.limit]
+    assert [(f.node, f.severity) for f in found] == (
+        [("attention over 1601 keys (1 times)", "warning")] if warned else []
+    )
+
+
 def test_opsets_have_a_ceiling_by_version() -> None:
     model = graph("(float[4] x) => (float[4] y) { y = Neg(x) }", 18)
     assert errors(model, Target(backend="tensorrt", version="8.6.1")) == ["opset 18"]

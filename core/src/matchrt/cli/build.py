@@ -253,6 +253,9 @@ def _show_built(bundle: Bundle, built: list[Built], as_json: bool) -> None:
     for b in built:
         for note in b.entry.record["prepared"]["notes"]:
             warn(f"{b.plan.network}: {note}")
+        for found in b.entry.record["prepared"]["findings"]:
+            if found["severity"] == "warning":
+                warn(f"{b.plan.network}: {found['node'] or found['operator']}: {found['limit']}; {found['remedy']}")
         messages = b.entry.record["built"]["messages"]
         if messages and not b.hit:
             warn(

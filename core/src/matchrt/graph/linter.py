@@ -6,6 +6,7 @@ The table `limits.json` holds the rules, by backend and version range; the check
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
 from matchrt.errors import BackendError
+from matchrt.graph.attention import find_attention
 from matchrt.graph.edit import INT32_MAX, View, all_graphs, attribute, opset
 from matchrt.graph.types import FLOAT, HALF, INT64, Shape, TypeTable, shapes, type_problems
 from matchrt.graph.versions import in_range, version_tuple
@@ -211,6 +213,14 @@ def _initialisers(graph: GraphProto) -> Iterator[TensorProto]:
         yield from part.initializer
 
 
+def _odd_attention(model: ModelProto, params: Mapping[str, Any]) -> Iterator[str]:
+    """Attention over an odd number of keys, joined by that number."""
+    sizes = shapes(model)
+    last = (sizes.get(a.softmax.output[0], (None,))[-1] for a in find_attention(model))
+    counts = Counter(n for n in last if isinstance(n, int) and n % 2)
+    yield from (f"attention over {keys} keys ({count} times)" for keys, count in counts.items())
+
+
 _MODEL_CHECKS: dict[str, Callable[[ModelProto, Mapping[str, Any]], Iterator[str]]] = {
     "foreign_domain": _foreign,
     "double": _with_type(TensorProto.DOUBLE),
@@ -220,6 +230,7 @@ _MODEL_CHECKS: dict[str, Callable[[ModelProto, Mapping[str, Any]], Iterator[str]
     "mixed_types": _mixed_types,
     "half_graph": _half_graph,
     "external_data": _external,
+    "odd_attention": _odd_attention,
     "opset_above": lambda model, params: iter([f"opset {opset(model)}"] if opset(model) > params["value"] else []),
     "opset_below": lambda model, params: iter([f"opset {opset(model)}"] if opset(model) < params["value"] else []),
 }
