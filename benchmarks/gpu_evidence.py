@@ -239,7 +239,7 @@ def verify(run: Run) -> Iterator[Job]:
         command = [run.args.torch, "-m", "matchrt", "verify", run.work / subject.name, "--backend", run.backend]
         options = ["--precision", "fp32" if run.args.tiny else precision, "--report", run.out / f"{name}.html"]
         options += ["--no-locate", "--json", "--interpreter", f"{run.backend}={run.args.tensorrt}"]
-        yield partial(_on, run, name, [*command, *options], 200, 10)
+        yield partial(_on, run, name, [*command, *options], 400, 10)
 
 
 def runtime(run: Run) -> Iterator[Job]:
