@@ -18,7 +18,7 @@ from matchrt.graph.opset import TO_OPSET_17
 from matchrt.graph.passes import run_passes
 from matchrt.graph.precision import PrecisionRecord, decide, name_nodes, to_half
 from matchrt.graph.types import refresh_value_info
-from matchrt.graph.versions import version_tuple
+from matchrt.graph.versions import constrains_layers, version_tuple
 from matchrt.graph.whole_shapes import WHOLE_SHAPES
 from matchrt.model import GraphPass, PrecisionRule, Stage, Target
 
@@ -89,12 +89,6 @@ def prepare(
         )
     refresh_value_info(prepared)
     return PreparedGraph(prepared, tuple(applied), tuple(notes), record)
-
-
-def constrains_layers(target: Target) -> bool:
-    """Whether the target types layers by constraints (TensorRT 8 and 9) rather than by what the graph says."""
-    version = version_tuple(target.version)
-    return target.backend == "tensorrt" and bool(version) and version[0] < 10
 
 
 def target_passes(model: onnx.ModelProto, target: Target, extra: Sequence[GraphPass] = ()) -> list[GraphPass]:

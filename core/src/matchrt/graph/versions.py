@@ -1,9 +1,11 @@
-"""Versions as tuples, so that 10.9 comes before 10.12."""
+"""Versions as tuples, so that 10.9 comes before 10.12; and what depends on them."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+
+from matchrt.model import Target
 
 
 def version_tuple(text: str) -> tuple[int, ...]:
@@ -30,3 +32,9 @@ def in_range(version: tuple[int, ...], text: str) -> bool:
         if not _COMPARE[found[1]](newest, version_tuple(found[2])):
             return False
     return True
+
+
+def constrains_layers(target: Target) -> bool:
+    """Whether the target types layers by constraints (TensorRT 8 and 9) rather than by what the graph says."""
+    version = version_tuple(target.version)
+    return target.backend == "tensorrt" and bool(version) and version[0] < 10

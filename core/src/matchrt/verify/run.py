@@ -20,7 +20,7 @@ from matchrt.plugins import MatcherHooks, Plugins
 from matchrt.progress import Progress, Silent, stage
 from matchrt.runtime.matcher import settings_of
 from matchrt.samples import SamplePair
-from matchrt.verify.bounds import ROUNDING_FACTOR, Bounds, bounds_for, match_failures, tensor_failure
+from matchrt.verify.bounds import Bounds, bounds_for, match_failures, tensor_failure
 from matchrt.verify.figures import MatchFigures, finite, match_figures, total_figures
 from matchrt.verify.location import Location
 from matchrt.verify.rounding import with_rounding
@@ -69,8 +69,9 @@ class PairResult:
         """JSON-able values."""
         tensors = {"equal_inputs": self.equal, "own_way": self.own}
         found = {n: finite([d.to_dict() for d in ds]) for n, ds in tensors.items()}
-        for difference, rounding in zip(found["equal_inputs"], self.rounding, strict=False):
-            difference["rounding"] = rounding
+        if self.rounding:
+            for difference, rounding in zip(found["equal_inputs"], self.rounding, strict=True):
+                difference["rounding"] = rounding
         return {**self.figures.to_dict(), "tensors": found}
 
 
@@ -133,7 +134,7 @@ def run_verify(request: VerifyRequest, plugins: Plugins, progress: Progress | No
         opened(against, request.reference, plugins, progress) as reference,
     ):
         compared = Compared(hooks, bundle, settings, parity, bounds, reference, engine, progress)
-        results = with_rounding(compared, compared.all(pairs), request)
+        results, rounded = with_rounding(compared, compared.all(pairs), request)
         described = reference.describe(), engine.describe()
     total = total_figures([r.figures for r in results], bounds.radius)
     failures = _failures(results, total, bounds)
@@ -153,7 +154,7 @@ def run_verify(request: VerifyRequest, plugins: Plugins, progress: Progress | No
         pairs=tuple(results),
         total=total,
         failures=failures,
-        notes=_notes(bundle, results, request),
+        notes=(*_notes(bundle, results, request), *rounded),
         seconds=time.perf_counter() - begin,
         location=location,
     )
@@ -260,10 +261,6 @@ def _notes(bundle: Bundle, results: Sequence[PairResult], request: VerifyRequest
         notes.append("RANDOM WEIGHTS: the matches mean nothing; this is judged by the tensors on equal inputs alone")
     elif not any(r.figures.reference or r.figures.other for r in results):
         notes.append("no pair has a match on either side: only the tensors were compared")
-    if any(r.rounding for r in results):
-        notes.append(
-            f"beyond the fixed bound: held to {ROUNDING_FACTOR:g} times what rounding to half does here by itself, emulated on this CPU"
-        )
     if request.emulate:
         notes.append("float16 was emulated on this CPU: every half tensor rounded, products accumulated in float32")
     seen = dict.fromkeys(n for r in results for m in (r.reference, r.other) for n in m.notes)

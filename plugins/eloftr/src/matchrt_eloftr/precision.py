@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from matchrt.graph.versions import version_tuple
+from matchrt.graph.versions import constrains_layers
 from matchrt.model import PrecisionRule, Target
 
 RULES = (
@@ -26,13 +26,11 @@ BACKBONE = PrecisionRule(
 
 def rules(target: Target) -> Sequence[PrecisionRule]:
     """What stays in float32 for `target`."""
-    version = version_tuple(target.version)
-    constrained = target.backend == "tensorrt" and bool(version) and version[0] < 10
-    return (*RULES, BACKBONE) if constrained else RULES
+    return (*RULES, BACKBONE) if constrains_layers(target) else RULES
 
 
 def engine_options(target: Target) -> Mapping[str, bool]:
-    """TF32 in half engines of TensorRT, four times as fast there as float32 products.
+    """TF32 in half engines of TensorRT: the matrix units' way with float32.
 
     It cuts factors to 11 bits, as half does, and adds in float32. The factors of both matching stages come from half layers, or are handed
     over in two parts (`networks.fine.in_parts`), so nothing is lost.

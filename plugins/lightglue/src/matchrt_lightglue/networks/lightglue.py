@@ -166,7 +166,7 @@ class State(NamedTuple):
     partner: Tensor
     """(2B,) int64: where each stacked image's partner is; empty for two groups."""
     partner_bias: Tensor
-    """The partners' `bias`, joined once: gathered in every layer it made TensorRT's softmax six times as slow. Empty for two groups."""
+    """The partners' `bias`, joined once: a softmax of TensorRT's that gathered it took six times as long. Empty for two groups."""
 
     @staticmethod
     def join(points0: Points, points1: Points, *, stacked: bool) -> State:
