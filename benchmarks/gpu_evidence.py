@@ -6,8 +6,8 @@ live in different interpreters.
 
 Each job's answer is written to OUT as it ends, so that a machine that goes away takes only the job under way. `--deadline` is in seconds
 from the start; nothing is started that is known to outlast it, and what runs then is ended. A second call goes on with what is missing
-from OUT. The order is that of need: what the parity receipts want comes first. `--only NAMES`, `--kinds own,eager,default` (of races),
-`--networks` (of builds), `--precisions` and `--skip-peers` narrow it; `--tiny` tries the whole way on a CPU with onnxruntime.
+from OUT. The order is that of need: what the parity receipts want comes first. `--only NAMES`, `--kinds own,eager,default` (of races and
+compilations), `--networks` (of builds), `--precisions` and `--skip-peers` narrow it; `--tiny` tries all on a CPU with onnxruntime.
 
 A host of several GPUs is used whole (`--gpus 0,1,2,3`): a network's build goes to whichever has room, `--jobs` at a time on each, and
 every other job has a GPU to itself. Learnt on an H200 with TensorRT 8.6: builds time kernels on the GPU, so more than two at a time
@@ -91,6 +91,8 @@ SUBJECTS = (
     ),
     Subject("roma-coarse", "matchanything-roma:coarse", (), ("fp16",), "", False, ROMA_TINY[:1]),
     Subject("roma-encoder-gp", "matchanything-roma:encoder-gp", (), ("fp16",), "", False, ROMA_TINY[:1]),
+    Subject("eloftr-opt", "eloftr:opt", ("size=480x640", "pairs=1"), ("fp16",), "", False, ("size=224x224",)),
+    Subject("matchanything-eloftr", "matchanything-eloftr", ("pairs=1",), ("fp16",), "", False, ("size=256x256",)),
 )
 COMPILED = ("default", "reduce-overhead", "max-autotune")
 
@@ -225,10 +227,16 @@ Job = Callable[[str], object]
 def warm(run: Run) -> Iterator[Job]:
     """Fill torch's caches of compiled code, so that a race does not wait for them; may run while engines are built, on another GPU."""
     for subject in run.subjects:
-        for mode in COMPILED if subject.peer and run.converted(subject) else ():
+        modes = [m for m in COMPILED if m in run.args.kinds.split(",")]
+        for mode in modes if subject.peer and run.converted(subject) else ():
             command = [run.args.torch, HERE / "gpu_peers.py", run.work / subject.name, subject.peer]
             yield partial(
-                _on, run, f"warm-{subject.name}-{mode}", [*command, "precision=fp16", f"compile={mode}"], 400, 30
+                _on,
+                run,
+                f"warm-{subject.name}-{mode}",
+                [*command, "precision=fp16", f"compile={mode}"],
+                run.args.limit,
+                30,
             )
 
 
@@ -271,7 +279,7 @@ def race(run: Run) -> Iterator[Job]:
             timing += ["--layers", "40"] if kind == "own" else ["--modes", "engine"]
             against = [w for p in _peers(run, subject, kind) for w in ("--against", p)]
             interpreter = ["--interpreter", f"{run.backend}={run.args.tensorrt}"]
-            yield partial(_on, run, name, [*command, *options, *timing, *against, *interpreter], 300, 30)
+            yield partial(_on, run, name, [*command, *options, *timing, *against, *interpreter], run.args.limit, 30)
 
 
 def _on(run: Run, name: str, command: Sequence[object], limit: float, least: float, gpu: str) -> None:
@@ -327,6 +335,7 @@ def main() -> int:
     parser.add_argument("--networks", default="", help="of builds")
     parser.add_argument("--kinds", default=",".join(("own", "eager", *COMPILED)))
     parser.add_argument("--precisions", default="fp16,fp32")
+    parser.add_argument("--limit", type=float, default=400, help="seconds that a race, or a compilation, may take")
     parser.add_argument("--skip-peers", action="store_true")
     parser.add_argument("--published-only", action="store_true", help="race without our own networks in PyTorch")
     parser.add_argument("--tiny", action="store_true")

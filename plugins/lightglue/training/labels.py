@@ -11,7 +11,7 @@ from torch import Tensor
 from views import change_light, homographies, look, transform
 
 from matchrt_lightglue.networks import SuperPoint
-from matchrt_lightglue.networks.superpoint import local_maxima
+from matchrt_lightglue.networks.selection import local_maxima
 
 CELL = 8
 IGNORED = -100

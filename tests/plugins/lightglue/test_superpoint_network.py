@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import SuperPointConfig, SuperPointForKeypointDetection
 
 from matchrt.errors import UsageError
-from matchrt_lightglue.networks import SuperPoint, superpoint
+from matchrt_lightglue.networks import SuperPoint, selection, superpoint
 
 Build = Callable[..., SuperPoint]
 Photo = Callable[..., Tensor]
@@ -90,8 +90,8 @@ DENSE = SuperPoint.forward_dense
     ("owner", "name", "fault"),
     [
         (SuperPoint, "forward_dense", dustbin_trimmed),
-        (superpoint, "local_maxima", lambda s, inside, r: (s == superpoint._window_max(s, r)) & inside),
-        (superpoint, "_window_max", lambda x, r: F.max_pool2d(x[:, None], 2 * r - 1, 1, r - 1)[:, 0]),
+        (superpoint, "local_maxima", lambda s, inside, r: (s == selection._window_max(s, r)) & inside),
+        (selection, "_window_max", lambda x, r: F.max_pool2d(x[:, None], 2 * r - 1, 1, r - 1)[:, 0]),
     ],
     ids=["dustbin", "nms-rounds", "nms-window"],
 )
@@ -188,20 +188,46 @@ def test_choosing_by_blocks_is_choosing_among_all_pixels(count: int, share: floa
     scores = torch.rand(2, 48, 64, generator=generator)
     scores = torch.where(torch.rand(scores.shape, generator=generator) < share, scores, torch.zeros(()))
     expected, order = F.pad(scores.flatten(1), (0, 4000)).sort(dim=1, descending=True, stable=True)
-    found, index = superpoint.best_by_blocks(scores, count)
+    found, index = selection.best_pixels(scores, count, radius=0)
     assert torch.equal(found, expected[:, :count])
     valid = found > 0
     assert torch.equal(index[valid].long(), order[:, :count][valid])
 
 
-def test_a_plateau_is_kept_whole_as_published() -> None:
+@pytest.mark.parametrize("count", [1, 50, 200, 3840])
+@pytest.mark.parametrize("levels", [3, 40, 1000000])
+def test_choosing_suppressed_pixels_by_counting_is_choosing_among_all(count: int, levels: int) -> None:
+    """Few levels make plateaus, which suppression keeps whole: pixels of one score come in any order, but none is lost or doubled."""
+    generator = torch.Generator().manual_seed(count + levels)
+    scores = torch.randint(0, levels, (2, 48, 64), generator=generator).to(torch.float32) / levels
+    maxima = selection.local_maxima(scores, torch.ones_like(scores, dtype=torch.bool), 3)
+    scores = torch.where(maxima, scores, torch.zeros(()))
+    expected = F.pad(scores.flatten(1), (0, 4000)).sort(dim=1, descending=True).values[:, :count]
+    found, index = selection.best_pixels(scores, count, radius=3)
+    assert torch.equal(found, expected)
+    for picture, row, places in zip(scores, found, index, strict=True):
+        valid = row > 0
+        assert torch.equal(picture.flatten()[places[valid].long()], row[valid])
+        assert len(set(places[valid].tolist())) == int(valid.sum())
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 1000])
+def test_running_sums_are_cumulative_sums(count: int) -> None:
+    numbers = torch.randint(0, 17, (2, count), generator=torch.Generator().manual_seed(count), dtype=torch.int32)
+    lanes = selection.running_sum(numbers).flatten(1)
+    assert torch.equal(lanes[:, :count], numbers.cumsum(1).to(torch.int32))
+    assert (lanes[:, count:] == numbers.sum(1, keepdim=True)).all()
+
+
+@pytest.mark.parametrize("radius", [0, 4])
+def test_a_plateau_is_kept_whole_as_published(radius: int) -> None:
     """Equal neighbours all survive suppression, and choosing by blocks must not lose any of them."""
     scores = torch.zeros(1, 32, 32)
     scores[0, 10:15, 9:16] = 0.25
     scores[0, 2, 30] = 0.5
-    maxima = superpoint.local_maxima(scores, torch.ones_like(scores, dtype=torch.bool), 4) & (scores > 0)
+    maxima = selection.local_maxima(scores, torch.ones_like(scores, dtype=torch.bool), 4) & (scores > 0)
     assert int(maxima.sum()) == 5 * 7 + 1
-    found, index = superpoint.best_by_blocks(scores * maxima, 100)
+    found, index = selection.best_pixels(scores * maxima, 100, radius)
     assert int((found > 0).sum()) == 36
     assert set(index[found > 0].tolist()) == set(maxima.flatten().nonzero()[:, 0].tolist())
     assert int(index[0, 0]) == 2 * 32 + 30

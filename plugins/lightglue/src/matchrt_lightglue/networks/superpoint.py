@@ -15,12 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matchrt.errors import UsageError
-
-CELL = 8
-"""Side of one cell in pixels: three 2x2 poolings."""
-
-BLOCK = 4
-"""Side of the blocks of pixels among which the best keypoints are looked for first."""
+from matchrt_lightglue.networks.selection import CELL, best_pixels, local_maxima
 
 TENSORRT_TOPK_LIMIT = 3840
 """Largest K of TensorRT's TopK layer (8.6 to 11.1); above it the graph parses and the engine build fails."""
@@ -149,7 +144,8 @@ class SuperPoint(nn.Module):
         rows_kept = (rows >= self.border) & (rows < valid_rows - self.border)
         columns_kept = (columns >= self.border) & (columns < valid_columns - self.border)
         keep = maxima & rows_kept & columns_kept & (scores > self.detection_threshold)
-        return best_by_blocks(torch.where(keep, scores, torch.zeros_like(scores)), self.max_keypoints)
+        survivors = torch.where(keep, scores, torch.zeros_like(scores))
+        return best_pixels(survivors, self.max_keypoints, self.nms_radius)
 
     def _describe(self, descriptors: Tensor, position: Tensor, size: Tensor) -> Tensor:
         """Bilinear descriptors (B, K, D) at `position` (B, K, 2), (x, y) network pixels; unit length.
@@ -210,57 +206,6 @@ class _Padding:
         inside_rows = ends[0].reshape(1, 1, -1, 1) <= height.reshape(-1, 1, 1, 1)
         inside_columns = ends[1].reshape(1, 1, 1, -1) <= width.reshape(-1, 1, 1, 1)
         return (inside_rows & inside_columns).to(features.dtype)
-
-
-def local_maxima(scores: Tensor, inside: Tensor, radius: int) -> Tensor:
-    """Mask of the local maxima of `scores` (B, H, W) in a (2·radius+1)² window, as `simple_nms` of cvg/LightGlue.
-
-    A pixel that equals its window's maximum is kept; two more rounds look for maxima among what is neither kept nor
-    within `radius` of something kept. Pixels outside `inside` (B, H, W) bool are never maxima. A plateau is kept whole.
-    """
-    maxima = (scores == _window_max(scores, radius)) & inside
-    for _ in range(2):
-        blocked = _window_max(maxima.to(scores.dtype), radius) > 0
-        rest = torch.where(blocked, torch.zeros_like(scores), scores)
-        maxima = maxima | ((rest == _window_max(rest, radius)) & ~blocked & inside)
-    return maxima
-
-
-def best_by_blocks(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best `count` of `scores` (B, H, W), not negative, H and W multiples of 4: (B, count) descending, 0 for none; int32 flat indices.
-
-    In two steps: the `count` blocks of 4x4 pixels with the best pixels hold the `count` best pixels, whatever ties there are, and
-    those are chosen among them. TensorRT gives a row of TopK to one thread block, so two short rows are faster than one of every
-    pixel. Which of equal scores come first is open, as it is in TopK itself.
-    """
-    batch, height, width = scores.shape
-    down, across = height // BLOCK, width // BLOCK
-    blocks = scores.reshape(batch, down, BLOCK, across, BLOCK).permute(0, 1, 3, 2, 4)
-    blocks = blocks.reshape(batch, down * across, BLOCK * BLOCK)
-    tops = blocks.amax(-1)
-    number = tops.shape[1]
-    if not isinstance(number, int) or number < count:
-        # An image may hold fewer than K blocks: K zeros more give TopK enough to choose from.
-        tops = F.pad(tops, (0, count))
-    best, block = tops.topk(count, dim=1)
-    block = torch.where(best > 0, block, torch.zeros_like(block))
-    members = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, BLOCK * BLOCK))
-    members = torch.where((best > 0).unsqueeze(-1), members, torch.zeros_like(members))
-    found, slot = members.flatten(1).topk(count, dim=1)
-    slot = slot.to(torch.int32)
-    rank = slot // (BLOCK * BLOCK)
-    inside = slot - rank * (BLOCK * BLOCK)
-    block = block.gather(1, rank.to(torch.int64)).to(torch.int32)
-    row, line = block // across, inside // BLOCK
-    flat = (row * BLOCK + line) * width + (block - row * across) * BLOCK + (inside - line * BLOCK)
-    return found, flat
-
-
-def _window_max(x: Tensor, radius: int) -> Tensor:
-    """Maximum over a square window, by columns and then by rows: the same numbers from fewer reads."""
-    side = 2 * radius + 1
-    x = F.max_pool2d(x.unsqueeze(1), (side, 1), stride=1, padding=(radius, 0))
-    return F.max_pool2d(x, (1, side), stride=1, padding=(0, radius)).squeeze(1)
 
 
 def _conv3(inputs: int, outputs: int) -> nn.Conv2d:
