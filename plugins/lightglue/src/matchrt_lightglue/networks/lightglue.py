@@ -210,7 +210,6 @@ def normalise_keypoints(keypoints: Tensor, size: Tensor) -> Tensor:
 
     One divisor for both axes keeps the image's proportions (`normalize_keypoints` of cvg/LightGlue).
     """
-    height, width = size.to(torch.float32).unbind(1)
-    centre = torch.stack((width, height), dim=-1) / 2
-    half = torch.maximum(width, height) / 2
-    return (keypoints - centre.unsqueeze(1)) / half.reshape(-1, 1, 1)
+    size = size.to(torch.float32)
+    centre = size.index_select(1, torch.tensor((1, 0), device=size.device)) / 2
+    return (keypoints - centre.unsqueeze(1)) / (size.amax(1) / 2).reshape(-1, 1, 1)
