@@ -306,7 +306,9 @@ class Alignment:
 class Parity:
     """How close a converted matcher must be to its network, on equal inputs.
 
-    `tensors` overrides `default` for outputs by name; `align` says which networks (by name) return lists.
+    `tensors` overrides `default` for outputs by name; `align` says which networks (by name) return lists. `choices` maps an output to
+    the one of whole numbers, of the same shape, that chooses what each of its elements is about (negative: none): the error of half
+    precision is taken where both chose alike, and choices that differ are counted by themselves, since near ties turn over.
     `shared_matches` is the least share of matches that both ways must find, each within `coordinate_px` pixels of the original image;
     `spare_matches` may differ however few there are. `pairs` limits the check to so many sample pairs (0: all), for a network that is slow.
     """
@@ -314,6 +316,7 @@ class Parity:
     default: Tolerance = Tolerance()
     tensors: Mapping[str, Tolerance] = field(default_factory=lambda: MappingProxyType({}))
     align: Mapping[str, Alignment] = field(default_factory=lambda: MappingProxyType({}))
+    choices: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     coordinate_px: float = 0.05
     shared_matches: float = 0.99
     spare_matches: int = 1

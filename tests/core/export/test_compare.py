@@ -130,3 +130,40 @@ def test_a_short_list_may_have_spare_elements_beyond_the_tolerance() -> None:
         (difference,) = compare_tensors(spec, reference, {"y": other}, parity)
         assert difference.passed is passed
         assert difference.outliers == wrong / 8
+
+
+CHOSEN = NetworkSpec(
+    name="matcher",
+    inputs=(),
+    outputs=(
+        TensorSpec(name="matches", dtype="int32", axes=("batch", "k"), meaning="an index, or -1"),
+        TensorSpec(name="scores", dtype="float32", axes=("batch", "k"), meaning="of the match"),
+    ),
+)
+
+
+def test_the_error_of_what_depends_on_a_choice_is_taken_where_both_chose_alike() -> None:
+    """A choice that turns over is counted as one, and does not pass for an error of the score, nor hide among the indices."""
+    a = {"matches": np.array([[3, 1, -1, -1, 2]], np.int32), "scores": np.array([[0.5, 0.25, 0, 0, 1]], np.float32)}
+    b = {"matches": np.array([[3, -1, -1, 4, 2]], np.int32), "scores": np.array([[0.55, 0, 0, 0.9, 1]], np.float32)}
+    parity = Parity(choices={"scores": "matches"})
+    matches, scores = compare_tensors(CHOSEN, a, b, parity)
+    assert matches.differing == 2 / 4  # of the rows where either has a match
+    assert scores.relative == pytest.approx(0.05 / np.sqrt(0.25 + 1), rel=1e-5)
+    assert scores.outliers == 3 / 5  # held to tolerances as before
+    plain = compare_tensors(CHOSEN, a, b, Parity())
+    assert plain[0].differing == 0
+    assert plain[1].relative > 0.7
+    nothing = {"matches": np.full((1, 5), -1, np.int32), "scores": np.zeros((1, 5), np.float32)}
+    assert [d.differing for d in compare_tensors(CHOSEN, nothing, nothing, parity)] == [0, 0]
+    assert compare_tensors(CHOSEN, a, nothing, parity)[0].differing == 1
+    short = {"matches": a["matches"][:, :4], "scores": a["scores"]}
+    matches, scores = compare_tensors(CHOSEN, a, short, parity)
+    assert (matches.differing, scores.relative) == (np.inf, np.inf)
+
+
+def test_a_list_tells_how_many_of_its_points_have_no_partner() -> None:
+    reference, other = lists(), lists()
+    other["points"][0, :2] += 200
+    found = {d.tensor: d.differing for d in compare_tensors(LISTS, reference, other, PARITY)}
+    assert found == {"points": 2 / 8, "scores": 0, "count": 0}

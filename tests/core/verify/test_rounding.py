@@ -142,3 +142,13 @@ def test_tensorrt_is_emulated_where_it_is_not_installed() -> None:
     hooks = MatcherHooks(get_plugins(), get_plugins().matcher("superpoint-lightglue"))
     target = emulation_target(hooks, "tensorrt")
     assert (target.backend, target.precision) == ("tensorrt", "fp16")
+
+
+@pytest.mark.parametrize(("differing", "failed"), [(0.1, False), (0.21, True), (float("inf"), True)])
+def test_other_choices_fail_even_where_their_values_agree(differing: float, failed: bool) -> None:
+    """A list of quite other points has no common rows to differ in: it must not pass for that."""
+    found = replace(difference(0.0), tensor="cells", integral=True, differing=differing)
+    failure = tensor_failure(found, HALF)
+    assert (failure is not None) == failed
+    assert failure is None or "of the choices differ, allowed 20%" in failure
+    assert tensor_failure(found, bounds_for(Parity(), "fp32", None, random_weights=True)) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -17,7 +17,9 @@ Tensors = Mapping[str, np.ndarray]
 class TensorDifference:
     """How one tensor differs: `max_abs` and `mean_abs` over the elements compared, and the share beyond the tolerance.
 
-    `relative` is the root mean square of the difference over that of the reference; `integral` tells tensors of whole numbers.
+    `relative` is the root mean square of the difference over that of the reference, where both chose alike if the tensor depends on a
+    choice. `integral` tells tensors of whole numbers. `differing`: of a choice, the share of those made by either that differ; of a
+    list's points, the share of rows without a partner.
     """
 
     network: str
@@ -29,6 +31,7 @@ class TensorDifference:
     allowed_outliers: float
     relative: float = 0.0
     integral: bool = False
+    differing: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -51,10 +54,37 @@ def compare_tensors(network: NetworkSpec, reference: Tensors, other: Tensors, pa
         tolerance = parity.tensors.get(spec.name, parity.default)
         a, b = np.asarray(reference[spec.name]), np.asarray(other[spec.name])
         if rows is not None and row_axis in spec.axes[1:2]:
-            found.append(_difference(network.name, spec.name, *rows.take(a, b), tolerance, rows.unpaired))
+            difference = _difference(network.name, spec.name, *rows.take(a, b), tolerance, rows.unpaired)
+            listed = alignment is not None and spec.name == alignment.points
+            found.append(replace(difference, differing=rows.unpaired) if listed else difference)
         else:
-            found.append(_difference(network.name, spec.name, a, b, tolerance))
+            difference = _difference(network.name, spec.name, a, b, tolerance)
+            found.append(_of_choices(difference, reference, other, parity.choices))
     return found
+
+
+def _of_choices(
+    difference: TensorDifference, reference: Tensors, other: Tensors, choices: Mapping[str, str]
+) -> TensorDifference:
+    """The same with `differing` of a choice, or `relative` of what depends on one."""
+    name = difference.tensor
+    if name in choices.values():
+        return replace(difference, differing=turned_over(reference[name], other[name]))
+    if name not in choices:
+        return difference
+    a, b = reference[choices[name]], other[choices[name]]
+    if not a.shape == b.shape == reference[name].shape == other[name].shape:
+        return replace(difference, relative=float("inf"))
+    alike = a == b
+    return replace(difference, relative=relative_error(reference[name][alike], other[name][alike]))
+
+
+def turned_over(reference: np.ndarray, other: np.ndarray) -> float:
+    """Share of the choices made by either (not negative) that differ; 0 where there are none, infinite where the shapes differ."""
+    if reference.shape != other.shape:
+        return float("inf")
+    made = (reference >= 0) | (other >= 0)
+    return float((reference != other)[made].mean()) if made.any() else 0.0
 
 
 def _difference(

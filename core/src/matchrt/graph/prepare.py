@@ -10,7 +10,6 @@ import onnx
 from matchrt.errors import UsageError
 from matchrt.graph.attention import FAST_ATTENTION
 from matchrt.graph.edit import copy_model, opset
-from matchrt.graph.even_keys import EVEN_KEYS
 from matchrt.graph.fold import FOLD
 from matchrt.graph.freeze import freeze as freeze_axes
 from matchrt.graph.int32 import TO_INT32
@@ -99,5 +98,5 @@ def target_passes(model: onnx.ModelProto, target: Target, extra: Sequence[GraphP
     if target.backend == "tensorrt" and version and version < (8, 6):
         norm = [DECOMPOSE_LAYER_NORM]
     integers = [TO_INT32] if target.backend in ("tensorrt", "tensorrt_rtx") else []
-    older = [EVEN_KEYS, TO_OPSET_17, WHOLE_SHAPES] if constrains_layers(target) and version < (9,) else []
+    older = [TO_OPSET_17, WHOLE_SHAPES] if constrains_layers(target) and version < (9,) else []
     return [FOLD, *norm, FAST_ATTENTION, *extra, *integers, *([FOLD] if extra or integers else []), *older]

@@ -14,6 +14,8 @@ EXACT_MEAN_PX = 0.01
 HALF_MEAN_PX, HALF_WITHIN, HALF_COUNT, HALF_SAME = 0.1, 0.995, 0.01, 0.95
 HALF_RELATIVE = 0.05
 """Largest relative error of a tensor where random weights leave nothing else to judge."""
+HALF_DIFFERING = 0.2
+"""There, the largest share of choices that differ: with random weights many are near ties, and rounding alone turns up to 7 % over."""
 ROUNDING_FACTOR = 2.0
 """Or so many times what rounding to half does to it by itself, if that is more."""
 
@@ -25,7 +27,8 @@ class Bounds:
     `mean_px`: of the coordinates of matches found both ways, and of a dense warp where the reference is certain. `within_1px`: least
     share of them within 1 px. `same`: least share of matches found both ways within `radius` pixels; up to `spare` may differ however
     few there are. `count`: largest relative difference of the number of matches. `relative`: largest relative error of float tensors on
-    equal inputs, where `tensors` says that they are judged but not by the matcher's own tolerances.
+    equal inputs, and `differing` the largest share of choices, where `tensors` says that they are judged but not by the matcher's own
+    tolerances.
     """
 
     mean_px: float
@@ -38,6 +41,7 @@ class Bounds:
     matches: bool
     tensors: bool
     relative: float = HALF_RELATIVE
+    differing: float = HALF_DIFFERING
 
 
 def bounds_for(parity: Parity, precision: str, tolerance_px: float | None, random_weights: bool) -> Bounds:
@@ -69,6 +73,8 @@ def tensor_failure(d: TensorDifference, bounds: Bounds, rounding: float = 0.0) -
             )
         )
     allowed = max(bounds.relative, ROUNDING_FACTOR * rounding)
+    if d.differing > bounds.differing:
+        return f"{d.network}.{d.tensor}: {d.differing:.2%} of the choices differ, allowed {bounds.differing:.0%}"
     if d.integral or d.relative <= allowed:
         return None
     alone = f" (rounding to half does {rounding:.3g} by itself)" if rounding else ""

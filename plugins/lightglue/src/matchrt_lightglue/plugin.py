@@ -104,6 +104,7 @@ def parity() -> Parity:
         default=Tolerance(atol=1e-4, rtol=1e-4, outliers=0.005),
         tensors={"keypoints": Tolerance(atol=1e-3, rtol=0, outliers=0.005), "matches0": indices, "scores0": flips},
         align={"extractor": Alignment(points="keypoints", count="count")},
+        choices={"scores0": "matches0"},
         coordinate_px=0.05,
         shared_matches=0.99,
     )
