@@ -87,6 +87,12 @@ def test_half_precision_is_constraints_before_types_exist(stand_in: Any, conv_gr
         assert {"FP16", "OBEY_PRECISION_CONSTRAINTS"} <= flags
         assert layers == {"/net/conv": "", "/net/conv_1": "", "/net/relu": "FLOAT", "/net/relu_1": "FLOAT"}
         assert output.notes == ("2 of 4 layers are constrained to float32",)
+        without = build(api, job(conv_graph, precision="fp16", kept=("/net/relu", "/net/norm")), Silent())
+        assert without.notes[0] == output.notes[0]
+        assert (
+            "1 of 2 nodes that keep float32 have no layer of their name and are not constrained, such as /net/norm"
+            in without.notes[1]
+        )
     else:
         assert "FP16" not in flags
         assert set(layers.values()) == {""}

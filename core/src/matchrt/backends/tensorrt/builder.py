@@ -146,22 +146,30 @@ def _precision(api: TrtApi, network: Any, config: Any, job: BuildJob) -> tuple[s
         raise BackendError(f"{api.name} {api.version} can neither build typed graphs nor constrain layers")
     config.set_flag(api.enum("BuilderFlag", "FP16"))
     config.set_flag(api.enum("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS"))
-    constrained = constrain_layers(api, network, job.kept)
-    return (f"{constrained} of {network.num_layers} layers are constrained to float32",)
+    constrained, nameless = constrain_layers(api, network, job.kept)
+    notes = (f"{constrained} of {network.num_layers} layers are constrained to float32",)
+    if not nameless:
+        return notes
+    return (
+        *notes,
+        f"{len(nameless)} of {len(job.kept)} nodes that keep float32 have no layer of their name and are not constrained, such as "
+        f"{nameless[0]}: the parser leaves normalizations without one, whose default is float32",
+    )
 
 
-def constrain_layers(api: TrtApi, network: Any, kept: Sequence[str]) -> int:
-    """Hold the layers made from the graph nodes `kept` to float32; how many layers that are.
+def constrain_layers(api: TrtApi, network: Any, kept: Sequence[str]) -> tuple[int, list[str]]:
+    """Hold the layers made from the graph nodes `kept` to float32: how many layers that are, and which nodes have none.
 
     The parser names a layer after its node, and further layers of the node NAME_1, NAME_2, ….
     """
     names, single = frozenset(kept), api.enum("DataType", "FLOAT")
-    count = 0
+    count, found = 0, set()
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         stem, _, tail = layer.name.rpartition("_")
         if layer.name not in names and not (tail.isdigit() and stem in names):
             continue
+        found.add(layer.name if layer.name in names else stem)
         outputs = [layer.get_output(i) for i in range(layer.num_outputs)]
         if not outputs or any(o is None or o.is_shape_tensor or o.dtype != single for o in outputs):
             continue  # integers, truth values and shapes have no precision to hold
@@ -169,7 +177,7 @@ def constrain_layers(api: TrtApi, network: Any, kept: Sequence[str]) -> int:
         for i in range(layer.num_outputs):
             layer.set_output_type(i, single)
         count += 1
-    return count
+    return count, [n for n in kept if n not in found]
 
 
 def _profiles(builder: Any, network: Any, config: Any, job: BuildJob, messages: Sequence[Message]) -> None:
