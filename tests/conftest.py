@@ -7,11 +7,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from matchrt.weights.locks import exclusive
+
+Shared = Callable[[str], AbstractContextManager[Path]]
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -32,6 +36,22 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 def slow_tests_left_out(pytestconfig: pytest.Config) -> list[str]:
     """Ids of the slow tests among those that this run collected but does not run."""
     return pytestconfig.stash[_SLOW]
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    """`with shared(name) as folder`: one folder for all processes of a run, held while something that takes long is made there once."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    @contextmanager
+    def hold(name: str) -> Iterator[Path]:
+        folder = base / f"shared-{name}"
+        folder.mkdir(exist_ok=True)
+        with exclusive(base / f"shared-{name}.lock"):
+            yield folder
+
+    return hold
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -84,12 +104,11 @@ class MadeOnTheFly:
 
 
 @pytest.fixture(scope="session")
-def mini_on_the_fly(tmp_path_factory: pytest.TempPathFactory) -> MadeOnTheFly:
+def mini_on_the_fly(shared: Shared) -> MadeOnTheFly:
     """The small matcher with its shipped weights, few keypoints, converted as `matchrt.load` does it; tests must not change it."""
     import matchrt
 
-    cache = tmp_path_factory.mktemp("mini_cache")
-    with pytest.MonkeyPatch.context() as patch:
+    with shared("mini_cache") as cache, pytest.MonkeyPatch.context() as patch:
         for name, value in {**MINI_SETTINGS, "MATCHRT_CACHE": str(cache)}.items():
             patch.setenv(name, value)
         matchrt.load("superpoint-lightglue:mini").close()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def fixed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def fixed_bundle(shared: Callable[[str], AbstractContextManager[Path]]) -> Path:
     """superpoint-lightglue:mini with random weights, 96x128, 64 keypoints; batch axes "images" and "pairs" are dynamic."""
+    with shared("fixed_bundle") as folder:
+        if (folder / "mini").exists():
+            return folder / "mini"
+        return _converted(folder / "mini")
+
+
+def _converted(output: Path) -> Path:
     import numpy as np
 
     from matchrt.export.convert import ConvertRequest, run_convert
@@ -19,7 +28,7 @@ def fixed_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     request = ConvertRequest(
         matcher="superpoint-lightglue",
         variant="mini",
-        output=tmp_path_factory.mktemp("bundle") / "mini",
+        output=output,
         random_seed=0,
         settings={"size": "96x128", "keypoints": 64},
         check_pairs=[("noise", image, image)],

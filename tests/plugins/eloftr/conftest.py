@@ -334,24 +334,27 @@ CHOICES = {
 
 
 @pytest.fixture(scope="session")
-def bundles(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """`bundles(variant)`: converted by the command line, once."""
-    folder = tmp_path_factory.mktemp("bundles")
+def bundles(checkpoints: dict[str, Path], shared: Any) -> Callable[[str], Path]:
+    """`bundles(variant)`: converted by the command line, once in a run."""
 
     def make(variant: str) -> Path:
-        path = folder / variant.replace(":", "-")
-        if not path.exists():
-            argv = [
-                "convert",
-                variant,
-                "--weights",
-                str(checkpoints[variant]),
-                "-o",
-                str(path),
-                "--size",
-                f"{HEIGHT}x{WIDTH}",
-            ]
-            assert run([*argv, *CHOICES[variant], "--json"]) == 0
+        with shared("eloftr-bundles") as folder:
+            path: Path = folder / variant.replace(":", "-")
+            if not path.exists():
+                convert(variant, path)
         return path
+
+    def convert(variant: str, path: Path) -> None:
+        argv = [
+            "convert",
+            variant,
+            "--weights",
+            str(checkpoints[variant]),
+            "-o",
+            str(path),
+            "--size",
+            f"{HEIGHT}x{WIDTH}",
+        ]
+        assert run([*argv, *CHOICES[variant], "--json"]) == 0
 
     return make

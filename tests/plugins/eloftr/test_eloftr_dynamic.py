@@ -38,7 +38,7 @@ def network(make_network: Any, pairs: Any) -> EfficientLoFTR:
     return make_network(GraphSettings(TRACED, TRACED, top_k=128), pairs(*TRACED, (16, 8)))
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+@pytest.fixture(scope="module", params=["mutual", pytest.param("one-to-many", marks=pytest.mark.slow)])
 def recipe(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
