@@ -153,7 +153,7 @@ def _precision(api: TrtApi, network: Any, config: Any, job: BuildJob) -> tuple[s
     return (
         *notes,
         f"{len(nameless)} of {len(job.kept)} nodes that keep float32 have no layer of their name and are not constrained, such as "
-        f"{nameless[0]}: the parser leaves normalizations without one, whose default is float32",
+        f"{nameless[0]}: the parser names layers of some operators otherwise, LayerNormalization among them",
     )
 
 
