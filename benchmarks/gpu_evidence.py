@@ -79,7 +79,9 @@ SUBJECTS = (
         ("size=224x224",),
     ),
     Subject("roma", "matchanything-roma:full", (), ("fp16", "fp32"), "roma", False, ROMA_TINY),
-    Subject("eloftr-832", "eloftr:full", ("size=832x832", "pairs=1"), ("fp16",), "eloftr", False, ("size=256x256",)),
+    Subject(
+        "eloftr-832", "eloftr:full", ("size=832x832", "pairs=1"), ("fp16", "fp32"), "eloftr", False, ("size=256x256",)
+    ),
     Subject(
         "lightglue-2048",
         "superpoint-lightglue:full",

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 @click.option("--modes", default="engine,host,stages,stream", show_default=True, help="What to time.")
 @click.option("--stream-pairs", type=int, default=0, help="Pairs in one streaming run; 0: by device.")
 @click.option(
-    "--stream-workers", type=int, default=0, help="Threads that read and preprocess; 0: one a core, 16 at most."
+    "--stream-workers", type=int, default=0, help="Threads that read and preprocess; 0: one a core, 4 at most."
 )
 @click.option("--lanes", type=int, default=0, help="Batches at a time when streaming; 0: two on a GPU.")
 @click.option(

@@ -6,7 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matchrt.hooks import hookimpl
-from matchrt.model import ExampleInputs, MatcherSpec, Parity, PrecisionRule, Settings, Target, Tolerance, Variant
+from matchrt.model import (
+    ExampleInputs,
+    GraphPass,
+    MatcherSpec,
+    Parity,
+    PrecisionRule,
+    Settings,
+    Target,
+    Tolerance,
+    Variant,
+)
 from matchrt_roma.spec import MATCHANYTHING, ROMA
 
 if TYPE_CHECKING:
@@ -77,6 +87,15 @@ def example_inputs(matcher: MatcherSpec, variant: Variant, settings: Settings) -
     from matchrt_roma.build import examples
 
     return examples(matcher, variant, settings)
+
+
+@hookimpl
+def graph_passes(target: Target) -> Sequence[GraphPass]:
+    """Tokens in eights for TensorRT 8, where its float32 kernels fail; its float16 ones do not, and are faster over what there is."""
+    from matchrt_roma.passes import FILL_TOKENS
+
+    eight = target.backend == "tensorrt" and target.version.startswith("8.")
+    return [FILL_TOKENS] if eight and target.precision != "fp16" else []
 
 
 @hookimpl
