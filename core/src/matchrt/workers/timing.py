@@ -240,7 +240,7 @@ def _one_clock(clocks: Sequence[Clock]) -> Clock:
 
 def default_workers() -> int:
     """Threads for reading and preprocessing: one a core, 4 at most. More wait for Python's lock, and for memory, longer than they help:
-    on 16 cores beside an H200, 4 prepared most pairs and 16 a third fewer (`docs/benchmarks/gpu.md`).
+    on 16 cores beside an H200, 4 prepared most pairs and 16 nearly a third fewer (`docs/benchmarks/gpu.md`).
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(4, cores))

@@ -91,11 +91,11 @@ def example_inputs(matcher: MatcherSpec, variant: Variant, settings: Settings) -
 
 @hookimpl
 def graph_passes(target: Target) -> Sequence[GraphPass]:
-    """Tokens in eights for TensorRT 8, where its float32 kernels fail; its float16 ones do not, and are faster over what there is."""
+    """Tokens in eights before TensorRT 10, where float32 kernels fail; the float16 ones do not, and gain nothing by it."""
+    from matchrt.graph.versions import constrains_layers
     from matchrt_roma.passes import FILL_TOKENS
 
-    eight = target.backend == "tensorrt" and target.version.startswith("8.")
-    return [FILL_TOKENS] if eight and target.precision != "fp16" else []
+    return [FILL_TOKENS] if constrains_layers(target) and target.precision != "fp16" else []
 
 
 @hookimpl
