@@ -154,7 +154,9 @@ def streamed(matcher: Matcher, pairs: list[Any], args: argparse.Namespace) -> di
     """As `threaded`, for a stream that runs for about `--seconds`, its first pairs left out."""
     skip, count, begin = 4 * args.workers, 0, 0.0
     before = resource.getrusage(resource.RUSAGE_SELF)
-    stream = matcher.match_many(cycle(pairs), batch_size=args.batch, workers=args.workers, lanes=args.lanes)
+    stream = matcher.match_many(
+        cycle(pairs), batch_size=args.batch, workers=args.workers, lanes=args.lanes, processes=args.processes
+    )
     for number, _ in enumerate(stream):
         if number == skip:
             begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
@@ -189,6 +191,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--processes", action="store_true", help="processes that read, one a worker")
     parser.add_argument("--json")
     args = parser.parse_args()
     pairs = [(str(p.image0), str(p.image1)) for p in sample_pairs()]

@@ -165,7 +165,8 @@ def test_streaming_is_timed_at_its_pace() -> None:
     begun: list[int] = []
     taken = [0]
 
-    def match_many(pairs: Any, batch_size: int, workers: int, lanes: int) -> Iterator[int]:
+    def match_many(pairs: Any, batch_size: int, workers: int, lanes: int, processes: bool) -> Iterator[int]:
+        assert processes
         begun.append(1)
         for number, _ in enumerate(pairs):
             time.sleep(0.02 if number < 2 else 0.001)
@@ -175,6 +176,7 @@ def test_streaming_is_timed_at_its_pace() -> None:
     run = BundleRun.__new__(BundleRun)
     run.matcher = SimpleNamespace(match_many=match_many)  # type: ignore[assignment]
     run.pairs, run.batch, run.workers, run.lanes, run.stream_pairs = [("a", "b")], 3, 2, 2, 6
+    run.processes = True
     samples = measure(run, "stream", runs=3)["all"]
     assert len(begun) == 1
     assert taken[0] == 12 + 3 * 6, "two rounds of two lanes with three pairs fill it"

@@ -32,6 +32,7 @@ class Course:
     modes: Sequence[str] = tuple(SHARES)
     stream_pairs: int = 0
     stream_workers: int = 0
+    stream_processes: bool = False
     lanes: int = 0
     threads: int = 0
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -181,6 +182,7 @@ def _prepare(entry: Entry, course: Course) -> None:
         pairs=[[str(a), str(b)] for a, b in course.pairs],
         batch=batch,
         workers=course.stream_workers,
+        processes=course.stream_processes,
         lanes=course.lanes or (2 if on_gpu else 1),
         stream_pairs=entry.stream_pairs,
     )

@@ -47,7 +47,13 @@ if TYPE_CHECKING:
 @click.option("--modes", default="engine,host,stages,stream", show_default=True, help="What to time.")
 @click.option("--stream-pairs", type=int, default=0, help="Pairs in one streaming run; 0: by device.")
 @click.option(
-    "--stream-workers", type=int, default=0, help="Threads that read and preprocess; 0: one a core, 4 at most."
+    "--stream-workers",
+    type=int,
+    default=0,
+    help="Threads that read and preprocess; 0: one a core, at most 4 (processes: 8).",
+)
+@click.option(
+    "--stream-processes", is_flag=True, help="Give each of them a process, which has a Python lock of its own."
 )
 @click.option("--lanes", type=int, default=0, help="Batches at a time when streaming; 0: two on a GPU.")
 @click.option(

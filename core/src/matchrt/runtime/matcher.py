@@ -14,14 +14,14 @@ from matchrt.backends import BackendSpec, Engine, Session
 from matchrt.bundle import Bundle
 from matchrt.errors import BackendError, UsageError
 from matchrt.images.image import Image
-from matchrt.images.read import read_image
 from matchrt.matches import Matches
 from matchrt.model import Settings
 from matchrt.plugins.dispatch import MatcherHooks
 from matchrt.progress import Progress
 from matchrt.runtime.batches import batch_limits, batches, joined
 from matchrt.runtime.engines import open_engines
-from matchrt.runtime.prepared import Prepared
+from matchrt.runtime.prepared import Prepared, prepare_pair
+from matchrt.runtime.readers import ReaderPool
 from matchrt.runtime.steps import Tensors, run_steps, split_batch
 from matchrt.runtime.stream import Jobs, stream
 from matchrt.settings import resolve
@@ -54,6 +54,7 @@ class Matcher:
         )
         self._local = threading.local()
         self._lanes: dict[int, ThreadPoolExecutor] = {}
+        self._readers: ReaderPool | None = None
         self._lock = threading.Lock()
         self._closed = False
 
@@ -86,6 +87,7 @@ class Matcher:
         workers: int = 0,
         prefetch: int | None = None,
         lanes: int = 1,
+        processes: bool = False,
         **settings: object,
     ) -> Iterator[Matches]:
         """Matches of each pair, in order. Neighbours whose tensors have equal shapes run `batch_size` at a time, or as many as
@@ -94,6 +96,8 @@ class Matcher:
         With `workers` threads, later pairs are read and preprocessed while earlier ones run, at most `prefetch` pairs ahead of the one
         that is handed out (None: enough to keep all busy); results are made ready in the same threads. `lanes` batches run at a time,
         each with sessions and memory of its own: with two, one copies while the other computes.
+        With `processes`, each worker has a process that reads and preprocesses for it, for engines so fast that threads, which share
+        Python's lock, cannot keep up. They start in about a second, at the first pairs, and stay until `close`.
         A pair that fails raises when its turn comes, after the matches of those before it. Raises `UsageError` for counts out of range.
         """
         if batch_size < 1:
@@ -103,12 +107,15 @@ class Matcher:
                 f"workers must not be negative, lanes at least 1 and prefetch at least batch_size ({batch_size}); "
                 f"got {workers}, {lanes} and {prefetch}"
             )
+        if processes and not workers:
+            raise UsageError("processes read for workers, and there are none", hint="say workers=4, for example")
         chosen = self._chosen(settings)
         if workers == 0:
             return self._one_by_one(pairs, batch_size, chosen)
         ahead = prefetch or 2 * max(workers, lanes * batch_size) + batch_size
+        prepare = self._reader_pool().prepare if processes else self._prepare
         jobs = Jobs(
-            prepare=lambda pair: self._prepare(pair, chosen),
+            prepare=lambda pair: prepare(pair, chosen),
             run=self._run_prepared,
             finish=lambda ready: self._finish(ready, chosen),
         )
@@ -119,6 +126,9 @@ class Matcher:
         self._closed = True
         with self._lock:
             lanes, self._lanes = self._lanes, {}
+            readers, self._readers = self._readers, None
+        if readers is not None:
+            readers.close()
         for pool in lanes.values():
             pool.shutdown(cancel_futures=True)
         for engine in self._engines.values():
@@ -189,12 +199,7 @@ class Matcher:
 
     def _prepare(self, pair: tuple[Any, Any], settings: Settings) -> Prepared:
         """Read and preprocess one pair."""
-        begin = time.perf_counter()
-        image0, image1 = read_image(pair[0]), read_image(pair[1])
-        read = time.perf_counter()
-        tensors, geometry = self.preprocess(image0, image1, settings)
-        seconds = {"read": read - begin, "preprocess": time.perf_counter() - read}
-        return Prepared((image0, image1), tensors, geometry, seconds)
+        return prepare_pair(self._hooks, pair, settings)
 
     def _run_prepared(self, prepared: list[Prepared]) -> list[Prepared]:
         """The same pairs with the tensors that `postprocess` reads."""
@@ -224,6 +229,15 @@ class Matcher:
             if lanes not in self._lanes:
                 self._lanes[lanes] = ThreadPoolExecutor(lanes, thread_name_prefix="matchrt-lane")
             return self._lanes[lanes]
+
+    def _reader_pool(self) -> ReaderPool:
+        """Processes that live as long as this matcher."""
+        if self._closed:
+            raise BackendError(f"{self!r} is closed")
+        with self._lock:
+            if self._readers is None:
+                self._readers = ReaderPool(self._hooks)
+            return self._readers
 
     def _run(self, pairs: list[Tensors]) -> list[Tensors]:
         """Run the steps for every pair: neighbours of equal shapes together, as many at once as bundle and engines take."""

@@ -148,10 +148,26 @@ class Desk:
             "settings": {},
         }
 
-    def prepare(self, pairs: list[tuple[str, str]], batch: int, workers: int, lanes: int, stream_pairs: int) -> Answer:
+    def prepare(
+        self,
+        pairs: list[tuple[str, str]],
+        batch: int,
+        workers: int,
+        lanes: int,
+        stream_pairs: int,
+        processes: bool = False,
+    ) -> Answer:
         """Make the open bundle or peer ready for `time`: its first call is done, which compiles and captures what it will."""
         if self._matcher is not None:
-            self._run = BundleRun(self._matcher, pairs, batch, workers or default_workers(), lanes, stream_pairs)
+            self._run = BundleRun(
+                self._matcher,
+                pairs,
+                batch,
+                workers or default_workers(processes),
+                lanes,
+                stream_pairs,
+                processes=processes,
+            )
         if self._run is None:
             raise UsageError("nothing is open in this worker")
         begin = time.perf_counter()

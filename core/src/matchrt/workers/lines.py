@@ -6,12 +6,21 @@ import json
 import os
 import signal
 import sys
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 
 def private_stdout() -> TextIO:
-    """A private copy of stdout. From now on what anything prints, native libraries too, goes to stderr."""
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    """A private copy of stdout for text. From now on what anything prints, native libraries too, goes to stderr."""
+    return os.fdopen(_private_stdout(), "w", encoding="utf-8")
+
+
+def private_stdout_bytes() -> BinaryIO:
+    """As `private_stdout`, for bytes."""
+    return os.fdopen(_private_stdout(), "wb")
+
+
+def _private_stdout() -> int:
+    out = os.dup(1)
     sys.stdout.flush()
     os.dup2(2, 1)
     return out

@@ -64,17 +64,26 @@ class BundleRun:
             (a backend that takes host arrays only is timed by the wall, copies included); one part for each network, too
     host    the same from host arrays to host arrays, by the wall
     stages  from files to matches, nothing overlapped, by the wall: read, preprocess, upload, run, download, postprocess
-    stream  from files to matches in `match_many` with threads, at its pace: one stream goes on and on, its first pairs are not
-            counted, and one call is the next `stream_pairs` pairs of it
+    stream  from files to matches in `match_many` with threads (or `processes`), at its pace: one stream goes on and on, its first
+            pairs are not counted, and one call is the next `stream_pairs` pairs of it
     """
 
     modes: Sequence[str] = MODES
 
     def __init__(
-        self, matcher: Matcher, pairs: Sequence[Pair], batch: int, workers: int, lanes: int, stream_pairs: int
+        self,
+        matcher: Matcher,
+        pairs: Sequence[Pair],
+        batch: int,
+        workers: int,
+        lanes: int,
+        stream_pairs: int,
+        *,
+        processes: bool = False,
     ) -> None:
         self.matcher, self.pairs, self.batch = matcher, list(pairs), batch
         self.workers, self.lanes, self.stream_pairs = workers, lanes, stream_pairs
+        self.processes = processes
         self.sessions = matcher.sessions()
         self.clock = _one_clock([clock_of(s) for s in self.sessions.values()])
         self.wanted = matcher.outputs
@@ -137,7 +146,11 @@ class BundleRun:
 
     def _stream(self) -> Calls:
         matches = self.matcher.match_many(
-            cycle(self.pairs), batch_size=self.batch, workers=self.workers, lanes=self.lanes
+            cycle(self.pairs),
+            batch_size=self.batch,
+            workers=self.workers,
+            lanes=self.lanes,
+            processes=self.processes,
         )
         with closing(matches):  # type: ignore[type-var]
             self._fill(matches)
@@ -148,9 +161,11 @@ class BundleRun:
                 yield {"all": time.perf_counter() - begin}
 
     def _fill(self, matches: Iterator[object]) -> None:
-        """Let a stream come to its pace: as many pairs as are on their way at a time, or those of half a second, in whole batches."""
-        begin = time.perf_counter()
+        """Let a stream come to its pace: as many pairs as are on their way at a time, or those of half a second after the first, in
+        whole batches."""
+        begin = 0.0
         for count, _ in enumerate(matches, start=1):
+            begin = begin or time.perf_counter()
             late = time.perf_counter() - begin > _FILL_SECONDS and count >= self.lanes * self.batch
             if count % self.batch == 0 and (late or count >= 2 * max(self.workers, self.lanes * self.batch)):
                 break
@@ -238,9 +253,9 @@ def _one_clock(clocks: Sequence[Clock]) -> Clock:
     return clocks[0] if len({(type(c), c.kind) for c in clocks}) == 1 else WallClock()
 
 
-def default_workers() -> int:
+def default_workers(processes: bool = False) -> int:
     """Threads for reading and preprocessing: one a core, 4 at most. More wait for Python's lock, and for memory, longer than they help:
-    on 16 cores beside an H200, 4 prepared most pairs and 16 nearly a third fewer (`docs/benchmarks/gpu.md`).
+    on 16 cores beside an H200, 4 prepared most pairs and 16 nearly a third fewer (`docs/benchmarks/gpu.md`). Of processes, 8 at most.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(4, cores))
+    return max(1, min(8 if processes else 4, cores))
