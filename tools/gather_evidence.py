@@ -84,6 +84,7 @@ def main() -> int:
         receipts[path.stem] = json.loads(path.read_text())
     for name, receipt in receipts.items():
         target = args.to / f"{args.name}-{name}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(json.dumps(receipt, indent=1) + "\n")
         print(target)
     return 0

@@ -160,7 +160,11 @@ def parity(matcher: MatcherSpec, variant: Variant) -> Parity | None:
 def preprocess(
     matcher: MatcherSpec, images: tuple[Image, Image], settings: Settings
 ) -> tuple[Mapping[str, np.ndarray], tuple[ImageGeometry, ImageGeometry]] | None:
-    """Tensors by name for one pair (each with a leading batch axis of 1), and the geometry of both images. Kind: first."""
+    """Tensors by name for one pair (each with a leading batch axis of 1), and the geometry of both images. Kind: first.
+
+    It may run in threads, and in a process of its own (`match_many(processes=True)`): keep to the arguments, and let the answer be
+    data that pickles, as arrays and dataclasses do.
+    """
 
 
 @hookspec(firstresult=True)

@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +143,23 @@ def test_a_closed_matcher_has_no_processes(mini_bundle: Path, pairs: list[Any]) 
         pool.prepare(pairs[0], matcher.settings)
     with pytest.raises(BackendError, match="closed"):
         list(matcher.match_many(pairs, workers=2, processes=True))
+
+
+def test_a_process_that_hangs_does_not_keep_a_matcher_open(mini_bundle: Path, pairs: list[Any]) -> None:
+    matcher = matchrt.load(mini_bundle, threads=1)
+    list(matcher.match_many(pairs[:1], workers=1, processes=True))
+    pool = matcher._reader_pool()
+    os.kill(pool.pids[0], signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(pool.prepare, pairs[0], matcher.settings)
+        with pytest.raises(FutureTimeout):
+            waiting.result(0.5)
+        closing = threading.Thread(target=matcher.close, daemon=True)
+        closing.start()
+        closing.join(20)
+        assert not closing.is_alive()
+        with pytest.raises(BackendError, match="closed while a reader process was at work"):
+            waiting.result(20)
 
 
 def test_processes_end_with_a_parent_that_is_killed(mini_bundle: Path, pairs: list[Any]) -> None:

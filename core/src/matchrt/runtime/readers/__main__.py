@@ -67,11 +67,11 @@ class _Desk:
                 f"not {owner.distribution} {owner.version} ({owner.value})",
                 hint="install the plugin, or read in threads: processes=False",
             )
-        self._hooks, self._folder = MatcherHooks(plugins, matcher), os.getcwd()
+        self._hooks, self._folder = MatcherHooks(plugins, matcher), ""
 
     def prepare(self, folder: str, sources: tuple[Any, Any], settings: Settings) -> Prepared:
         """The prepared pair; images that came decoded are not sent back."""
-        if folder != self._folder:
+        if folder and folder != self._folder:
             os.chdir(folder)
             self._folder = folder
         prepared = prepare_pair(self._hooks, sources, settings)

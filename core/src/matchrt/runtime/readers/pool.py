@@ -73,5 +73,7 @@ class ReaderPool:
 
 
 def _end(readers: list[Reader]) -> None:
+    for reader in readers:
+        reader.hang_up()
     while readers:
         readers.pop().end()

@@ -62,22 +62,26 @@ class Reader:
         begin = perf_counter()
         sources = tuple(_portable(s) for s in pair)
         seconds = perf_counter() - begin
-        prepared: Prepared = self._ask(("prepare", os.getcwd(), sources, settings), pair)
+        prepared: Prepared = self._ask(("prepare", _folder(), sources, settings), pair)
         images = tuple(s if isinstance(s, Image) else image for s, image in zip(sources, prepared.images, strict=True))
         timed = {**prepared.seconds, "read": prepared.seconds["read"] + seconds}
         return replace(prepared, images=(images[0], images[1]), seconds=timed)
 
-    def end(self) -> None:
-        """End the process. It may be called twice."""
+    def hang_up(self) -> None:
+        """Tell the process to end once it is done with what it does."""
         self.alive = False
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                stream.close()  # type: ignore[union-attr]
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()  # type: ignore[union-attr]
+
+    def end(self) -> None:
+        """End the process, within a second. It may be called twice, and while another thread waits for an answer."""
+        self.hang_up()
         try:
-            self._process.wait(1)  # its stdin is closed: it ends by itself
+            self._process.wait(1)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process.stdout.close()  # type: ignore[union-attr]  # not before: whoever reads holds it
         self._stderr.close()
         memory, self._memory = self._memory, None
         if memory is not None:
@@ -129,6 +133,14 @@ def _start(memory: int | None, stderr: Any) -> subprocess.Popen[bytes]:
             f"no reader process can be started with {command[0]}: {error.strerror or error}",
             hint="read in threads: processes=False",
         ) from None
+
+
+def _folder() -> str:
+    """The current folder; empty where it was deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 def _portable(source: Any) -> Any:
