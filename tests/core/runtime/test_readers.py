@@ -129,6 +129,21 @@ def test_a_process_that_dies_is_told_with_its_pair_and_replaced(matcher: matchrt
     assert_same(list(matcher.match_many(pairs[:1], workers=1, processes=True)), [matcher(*pairs[0])])
 
 
+def test_an_answer_that_cannot_be_taken_is_not_taken_for_the_next(
+    matcher: matchrt.Matcher, pairs: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(matcher.match_many(pairs[:1], workers=1, processes=True))
+
+    def receive(inbox: Inbox) -> Any:
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Inbox, "receive", receive)
+        with pytest.raises(MemoryError, match="no room"):
+            list(matcher.match_many(pairs[:1], workers=1, processes=True))
+    assert_same(list(matcher.match_many(pairs[1:2], workers=1, processes=True)), [matcher(*pairs[1])])
+
+
 def test_a_closed_matcher_has_no_processes(mini_bundle: Path, pairs: list[Any]) -> None:
     matcher = matchrt.load(mini_bundle, threads=1)
     answers = matcher.match_many(pairs * 20, workers=2, processes=True)

@@ -91,11 +91,11 @@ class Reader:
         try:
             self._out.send(question)
             kind, answer = self._in.receive()
-        except (EOFError, OSError, ValueError):
-            if not self.alive:
+        except BaseException as error:
+            if isinstance(error, Exception) and not self.alive:
                 raise BackendError("the matcher was closed while a reader process was at work") from None
-            raise self._died(pair) from None
-        except BaseException:
+            if isinstance(error, (EOFError, BrokenPipeError)):
+                raise self._died(pair) from None
             self.end()  # its next message would answer this question, not the next one
             raise
         if kind == "failed":
@@ -103,7 +103,7 @@ class Reader:
         return answer
 
     def _died(self, pair: tuple[Any, Any] | None) -> BackendError:
-        self.alive = False
+        self.hang_up()
         code = self._process.wait()
         self._stderr.seek(0)
         tail = self._stderr.read().decode("utf-8", "replace").strip()[-2000:]
