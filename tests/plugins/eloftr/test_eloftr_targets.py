@@ -23,7 +23,7 @@ from matchrt.plugins import MatcherHooks, get_plugins
 from matchrt_eloftr.networks.fine import in_parts
 from matchrt_eloftr.networks.network import OUTPUTS
 
-VARIANTS = ("eloftr", "eloftr:opt", "matchanything-eloftr")
+WITH_OPT_SLOW = ("eloftr", "matchanything-eloftr", pytest.param("eloftr:opt", marks=pytest.mark.slow))
 HALF_RTX = Target(backend="tensorrt_rtx", precision="fp16")
 Arrays = dict[str, np.ndarray]
 
@@ -64,7 +64,7 @@ def cells_above(outputs: Arrays, threshold: float) -> dict[tuple[int, int], int]
     return {tuple(outputs["cells"][0, s].tolist()): int(s) for s in slots}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WITH_OPT_SLOW)
 def test_half_graphs_are_typed(half: Any, variant: str) -> None:
     model = half(variant).model
     onnx.checker.check_model(model, full_check=True)
@@ -151,7 +151,7 @@ def test_tensorrt_8_adds_up_the_backbone_in_float32(graph: Any, version: str, he
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", WITH_OPT_SLOW)
 def test_tensorrt_rtx_builds_every_variant(
     graph: Any, half: Any, rtx_builder: ModuleType, variant: str, precision: str
 ) -> None:

@@ -113,7 +113,7 @@ def assert_indices_stay_integers(model: onnx.ModelProto) -> None:
     assert casts == ["Concat"]
 
 
-@pytest.mark.parametrize("opset", [16, 18, 20])
+@pytest.mark.parametrize("opset", [16, pytest.param(18, marks=pytest.mark.slow), 20])
 def test_extractor(mini_extractor: SuperPoint, photo: Callable[..., Tensor], opset: int) -> None:
     settings = ExampleSettings(max_keypoints=200)
     example = example_inputs("mini", settings)["extractor"]
@@ -128,7 +128,7 @@ def test_extractor(mini_extractor: SuperPoint, photo: Callable[..., Tensor], ops
     assert_same_keypoints(model, mini_extractor, images)
 
 
-@pytest.mark.parametrize("opset", [16, 18, 20])
+@pytest.mark.parametrize("opset", [16, pytest.param(18, marks=pytest.mark.slow), 20])
 def test_matcher(mini_matcher: LightGlue, make_pair: MakePair, opset: int) -> None:
     fused = opset >= 17
     settings = ExampleSettings(keypoints_vary=True)
