@@ -20,8 +20,8 @@ SMALL = 1 << 14
 _ALIGNED = 64
 _STEP = 1 << 20
 
-Span = tuple[int, int, bool]
-"""Where an array's bytes lie: offset, count, and whether the array is read-only."""
+Span = tuple[int, int]
+"""Where an array's bytes lie: offset and count."""
 
 
 def new_memory() -> int | None:
@@ -64,11 +64,11 @@ class Outbox:
         spans: list[Span] = []
         end = 0
         for buffer in buffers:
-            spans.append((end, buffer.nbytes, buffer.readonly))
+            spans.append((end, buffer.nbytes))
             end += -(-buffer.nbytes // _ALIGNED) * _ALIGNED
         if buffers:
             target = np.frombuffer(self._mapped(end), np.uint8)
-            for buffer, (start, count, _) in zip(buffers, spans, strict=True):
+            for buffer, (start, count) in zip(buffers, spans, strict=True):
                 np.copyto(target[start : start + count], np.frombuffer(buffer, np.uint8))
         return spans
 
@@ -101,11 +101,10 @@ class Inbox:
         return data
 
     def _copy(self, span: Span) -> memoryview:
-        start, count, read_only = span
+        start, count = span
         if self._map is None or len(self._map) < start + count:
             assert self._memory is not None
             self._map = mmap.mmap(self._memory, os.fstat(self._memory).st_size, access=mmap.ACCESS_READ)
         array = empty((count,), np.uint8)
         np.copyto(array, np.frombuffer(self._map, np.uint8, count, start))
-        view = memoryview(array.data)
-        return view.toreadonly() if read_only else view
+        return memoryview(array.data)
